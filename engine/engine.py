@@ -1,0 +1,984 @@
+"""RiskEngine: the clock, the routing of rows to shards, the merging of their answers.
+
+What it is not: it keeps no state of users itself (`Shard` does), loops over no rows (kernels do), and reads no clock but the one it was
+given for "now". A batch passes through five steps, and nothing of it is applied before the fourth:
+
+    read and convert (columns) -> guards of the clock -> split by shard -> a slot for each user -> rows into rings
+
+Limits: 2**26 retained transactions per user; `users` users at a time; memory of the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final, Self, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from engine.capacity import users_peak
+from engine.columns import PIECE_ROWS, Columns, Ids, columns_of, ids_of, ids_to_arrow, read
+from engine.config import DURATION_NS_MAX, REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
+from engine.errors import CapacityError, ConfigError, EngineError, SchemaError, TimeTooOldError
+from engine.index import random_keys, split_rows
+from engine.instants import amount_units, instant_ns, instant_text
+from engine.kernels import admit_rows
+from engine.results import Explanation, IngestResult, Stats
+from engine.shard import NO_TIME, Features, Shard
+
+_FUTURE: Final = REASONS.index("future") + 1
+_TOP_BY: Final = ("score", "sum", "count", "newest")
+_NO_ROWS: Final = np.empty(0, np.int32)
+
+#: Fewer rows than this are not worth waking another thread for.
+_THREADED_ROWS: Final = 4096
+
+#: Slot lines looked at for expiry after a batch: twice round all users while the clock moves by one retention, so that a user's memory
+#: is back at most half a retention late; but at most so many per batch, which takes well below 10 ms.
+_SWEEP_ROUNDS: Final = 2
+_SWEEP_SLOTS_MAX: Final = 1 << 18
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(slots=True)
+class _Piece:
+    """One record batch on its way into the shards."""
+
+    columns: Columns
+    clock_ns: NDArray[np.int64]  # (n,) the clock just after each row
+    admitted: int
+    hashes: NDArray[np.uint64]  # (n,)
+    rows: list[NDArray[np.int32]]  # a list of rows for each shard
+    scores: NDArray[np.float64] | None  # (n,)
+
+
+class RiskEngine:
+    """Exact rolling scores per user: sum of the amounts in the window / their number, at any instant (S1-S15).
+
+    Args:
+        window: What a score covers, such as "60s", `timedelta` or `numpy.timedelta64`.
+        lateness: How far behind the clock a row is still applied; default: `window`.
+        closed: "both" counts a transaction exactly `window` old, "right" does not.
+        decimals: Amounts are held exactly in units of 10**-decimals; 0 to 8.
+        users: Most users with a retained transaction at a time. Memory is taken as users come, not beforehand.
+        shards: Parts worked on by a thread each; default: one per core. Never changes a result.
+        clock: What a lookup without `at` takes for now: "event" time, or the later of it and the "wall" clock.
+        max_ahead: Rows further ahead of the wall clock are rejected as `future`; None: never.
+        max_jump: Rows further ahead of the engine's clock are rejected as `jump`; None: never.
+        time_unit: Unit of integer times: "s", "ms", "us" or "ns". Without it integer times are refused.
+        user_id, amount, timestamp: Column names.
+        now: Wall clock, a callable that returns nanoseconds since the Unix epoch; default: `time.time_ns`.
+
+    Raises:
+        ConfigError: An option cannot be used.
+
+    Thread-safe: calls from several threads take their turns, and each sees the state between two batches.
+
+    Example:
+        >>> engine = RiskEngine("60s", users=1000)
+        >>> rows = {"user_id": ["alice", "bob", "alice"], "amount": [10.0, 3.5, 15.0], "timestamp": [0, 1, 2]}
+        >>> engine = RiskEngine("60s", users=1000, time_unit="s")
+        >>> engine.ingest(rows, scores=True).scores.to_pylist()
+        [10.0, 3.5, 12.5]
+        >>> engine.scores(["alice", "bob", "carol"])
+        array([12.5,  3.5,  0. ])
+        >>> engine.score("alice", at="1970-01-01T00:01:01")
+        15.0
+    """
+
+    def __init__(
+        self,
+        window: Any = "60s",
+        *,
+        lateness: Any = None,
+        closed: str = "both",
+        decimals: int = 4,
+        users: int = 10_000_000,
+        shards: int | None = None,
+        clock: str = "event",
+        max_ahead: Any = "10s",
+        max_jump: Any = None,
+        time_unit: str | None = None,
+        user_id: str = "user_id",
+        amount: str = "amount",
+        timestamp: str = "timestamp",
+        now: Callable[[], int] | None = None,
+    ) -> None:
+        self.config: Final = Config.of(
+            window,
+            lateness=lateness,
+            closed=closed,
+            decimals=decimals,
+            users=users,
+            shards=shards,
+            clock=clock,
+            max_ahead=max_ahead,
+            max_jump=max_jump,
+            time_unit=time_unit,
+            user_id=user_id,
+            amount=amount,
+            timestamp=timestamp,
+        )
+        self._now: Final = time.time_ns if now is None else now
+        self._keys = random_keys()
+        self._lock = threading.RLock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._kind: str | None = None
+        self._clock_ns: int | None = None
+        self._rows = 0
+        self._rejected: NDArray[np.int64] = np.zeros(len(REASONS) + 1, np.int64)  # element 0 counts the rows applied
+        self._rounded = 0
+        self._sweep_debt = 0.0  # rounds over all slots that expiry is behind
+        slots_max = _shard_users(self.config.users, self.config.shards)
+        self._shards: list[Shard] = [Shard(self.config, slots_max, self._keys) for _ in range(self.config.shards)]
+        self._closed = False
+
+    # ---- rows in -------------------------------------------------------------------------------------------------------------
+
+    def ingest(self, data: Any, *, scores: bool = False) -> IngestResult:
+        """Apply transactions in the order in which they come.
+
+        Args:
+            data: A RecordBatch, Table, RecordBatchReader, polars, pandas or duckdb frame, dict of arrays, or a path, glob or list of paths
+                of Parquet, Arrow IPC, CSV or NDJSON. What is in memory is applied whole or not at all (S13), which takes some 40 bytes
+                a row meanwhile; streams and files are applied batch by batch, each whole or not at all.
+            scores: Also give each row its user's score at the row's own time, itself included (S9).
+
+        Returns:
+            IngestResult: counts, scores, and the rows that were not applied.
+
+        Raises:
+            SchemaError: Columns or types cannot be used, or the source cannot be read.
+            CapacityError: More than `users` users would have a retained transaction, or memory is short.
+
+        Cost: two random memory lines a row for users of up to two transactions, three for others.
+
+        Example:
+            >>> engine = RiskEngine(time_unit="ms", users=1000)
+            >>> engine.ingest({"user_id": [1, 1, None], "amount": [2.5, 3.5, 1.0], "timestamp": [0, 5, 9]}).rejected
+            {'null_user': 1}
+        """
+        parts: list[IngestResult] = []
+        schema = None
+        for unit in read(data, self.config):
+            schema = unit[0].schema if unit else schema
+            with self._lock:
+                self._check_open()
+                try:
+                    parts.append(self._ingest_unit(unit, scores))
+                except EngineError as error:
+                    applied = sum(part.rows for part in parts)
+                    if applied:
+                        error.add_note(f"{applied:,} rows of earlier batches of this source are applied")
+                    raise
+        return _merged(parts, scores, schema)
+
+    def _ingest_unit(self, batches: list[Any], wanted: bool) -> IngestResult:
+        pieces = [columns_of(batch, self.config) for batch in batches]
+        kind = self._kind_after(pieces)
+        clock_ns, admitted = self._clock_ns, []
+        latest_ns = self._latest_ns()
+        for columns in pieces:
+            piece, clock_ns = self._admit(columns, clock_ns, latest_ns, wanted)
+            admitted.append(piece)
+        if kind is not None:
+            self._apply(admitted, kind)
+            self._kind = kind
+        behind_ns = 0 if clock_ns is None or self._clock_ns is None else clock_ns - self._clock_ns
+        self._clock_ns = clock_ns
+        result = self._count(admitted, wanted)
+        self._sweep(behind_ns, result.rows)
+        return result
+
+    def _kind_after(self, pieces: list[Columns]) -> str | None:
+        """The kind of ids the engine will have with these batches; SchemaError if they do not go together."""
+        kind = self._kind
+        for columns in pieces:
+            ids = columns.ids
+            if len(ids) == 0 or (ids.valid is not None and not ids.valid.any()):
+                continue
+            kind = kind or ids.kind
+            if ids.kind != kind:
+                _check_kinds(ids, kind, self.config.user_id)
+        return kind
+
+    def _latest_ns(self) -> int:
+        if self.config.max_ahead_ns is None:
+            return TIME_NS_MAX
+        return min(self._now() + self.config.max_ahead_ns, TIME_NS_MAX)
+
+    def _admit(self, columns: Columns, clock_ns: int | None, latest_ns: int, wanted: bool) -> tuple[_Piece, int | None]:
+        """Let rows pass the guards of the clock (S6-S8), and split those that do by shard."""
+        count = len(columns)
+        after_ns = np.empty(count, np.int64)
+        jump_ns = self.config.max_jump_ns
+        admitted = admit_rows(
+            columns.time_ns,
+            columns.reasons,
+            clock_ns is not None,
+            clock_ns or 0,
+            latest_ns,
+            -1 if jump_ns is None else jump_ns,
+            self.config.lateness_ns,
+            _FUTURE,
+            after_ns,
+        )
+        hashes, rows = split_rows(columns.ids, columns.reasons, self._keys, self.config.shards)
+        piece = _Piece(columns, after_ns, admitted, hashes, rows, np.empty(count, np.float64) if wanted else None)
+        return piece, int(after_ns[-1]) if admitted else clock_ns
+
+    def _apply(self, pieces: list[_Piece], kind: str) -> None:
+        """A slot for each user, then rows into rings. Raises CapacityError before the first row is applied, or not at all."""
+        rows = sum(piece.admitted for piece in pieces)
+        self._check_memory(pieces, rows)
+        if self._users_held() + rows <= self.config.users:
+            for piece in pieces:
+                slots = self._reserve(piece, kind)
+                if slots is None:  # a shard got far more than its share of the users
+                    self._apply_tight([piece], kind)
+                else:
+                    self._put(piece, slots)
+        else:
+            self._apply_tight(pieces, kind)
+
+    def _apply_tight(self, pieces: list[_Piece], kind: str) -> None:
+        """As `_apply`, for batches that may not fit: users whose transactions have expired make room first."""
+        if self._put_all(pieces, kind):
+            return
+        if self._clock_ns is not None:
+            self._expire(self._clock_ns, kind)
+        if self._put_all(pieces, kind):
+            return
+        peak = self._users_peak(pieces)
+        if peak > self.config.users:
+            raise CapacityError(
+                f"the batch needs room for {peak:,} users with a retained transaction at a time, users={self.config.users:,} is the most; "
+                f"nothing of it was applied; make the engine with more users, or use more partitions"
+            )
+        for piece in pieces:
+            self._put_range(piece, 0, len(piece.columns), kind)
+
+    def _put_all(self, pieces: list[_Piece], kind: str) -> bool:
+        reserved: list[list[NDArray[np.int32]]] = []
+        for piece in pieces:
+            slots = self._reserve(piece, kind)
+            if slots is None:
+                for done in reserved:
+                    self._release(done, kind)
+                return False
+            reserved.append(slots)
+        for piece, slots in zip(pieces, reserved, strict=True):
+            self._put(piece, slots)
+        return True
+
+    def _put_range(self, piece: _Piece, first: int, last: int, kind: str) -> None:
+        """Apply the rows [first, last) of a piece that is known to fit, as users come and go within it."""
+        part = _Piece(
+            piece.columns,
+            piece.clock_ns,
+            0,
+            piece.hashes,
+            [rows[np.searchsorted(rows, first) : np.searchsorted(rows, last)] for rows in piece.rows],
+            piece.scores,
+        )
+        earliest = min((int(rows[0]) for rows in part.rows if len(rows)), default=None)
+        if earliest is None:
+            return
+        self._expire(int(piece.clock_ns[earliest]), kind)
+        slots = self._reserve(part, kind)
+        if slots is not None:
+            self._put(part, slots)
+            return
+        if last - first == 1:
+            raise CapacityError(
+                f"shard memory is full: users={self.config.users:,} are spread over {self.config.shards} shards; use fewer shards"
+            )
+        middle = (first + last) // 2
+        self._put_range(piece, first, middle, kind)
+        self._put_range(piece, middle, last, kind)
+
+    def _reserve(self, piece: _Piece, kind: str) -> list[NDArray[np.int32]] | None:
+        """Slots of the piece's rows, per shard; None, and nothing changed, if there are not enough."""
+        found = self._each(piece.rows, lambda shard, rows: shard.reserve(piece.columns.ids, piece.hashes, rows))
+        slots = [slots for slots, _ in found]
+        complete = all(done == len(rows) for (_, done), rows in zip(found, piece.rows, strict=True))
+        if complete and self._users_held() <= self.config.users:
+            return slots
+        self._release([slots[:done] for slots, done in found], kind)
+        return None
+
+    def _release(self, slots: list[NDArray[np.int32]], kind: str) -> None:
+        for shard, reserved in zip(self._shards, slots, strict=True):
+            shard.release(reserved, len(reserved), kind)
+
+    def _put(self, piece: _Piece, slots: list[NDArray[np.int32]]) -> None:
+        def put(shard: Shard, work: tuple[NDArray[np.int32], NDArray[np.int32]]) -> None:
+            shard.apply(piece.columns, piece.clock_ns, work[0], work[1], piece.scores)
+
+        self._each(list(zip(piece.rows, slots, strict=True)), put, len(piece.columns))
+
+    def _check_memory(self, pieces: list[_Piece], rows: int) -> None:
+        for shard in self._shards:
+            if not shard.room_for(rows):
+                raise CapacityError(
+                    f"no room for the rings of {rows:,} rows more: memory is full of retained transactions, or one user has more than "
+                    "2**26; nothing of the batch was applied; use a shorter window or lateness, or more partitions"
+                )
+            for piece in pieces:
+                if not shard.index.room_for(piece.columns.ids):
+                    raise CapacityError(
+                        "no room for the bytes of the batch's user ids; nothing of it was applied; use shorter ids or more partitions"
+                    )
+
+    def _users_peak(self, pieces: list[_Piece]) -> int:
+        """Most users with a retained transaction at any row of the batch."""
+        admitted = [np.flatnonzero(piece.columns.reasons == 0) for piece in pieces]
+        everyone = pa.chunked_array(
+            [ids_to_arrow(piece.columns.ids).take(pa.array(rows)) for piece, rows in zip(pieces, admitted, strict=True)]
+        )
+        encoded = everyone.combine_chunks().dictionary_encode()
+        distinct = ids_of(encoded.dictionary, self.config.user_id)
+        hashes, rows_of = split_rows(distinct, np.zeros(len(distinct), np.uint8), self._keys, self.config.shards)
+        users = np.empty(len(distinct), np.int64)
+        newest_of = []
+        held = 0
+        floor_ns = self._floor_ns()
+        for shard, rows in zip(self._shards, rows_of, strict=True):
+            slots = shard.slots_retained(floor_ns)
+            number_of = np.full(shard.slots_used, -1, np.int64)
+            number_of[slots] = held + np.arange(len(slots))
+            found = shard.find(distinct, hashes, rows)
+            users[rows] = np.where(found >= 0, number_of[found], -1) if len(number_of) else -1
+            newest_of.append(shard.newest(slots))
+            held += len(slots)
+        users[users < 0] = held + np.arange(int((users < 0).sum()))
+        return users_peak(
+            users[encoded.indices.to_numpy()],
+            np.concatenate([piece.columns.time_ns[rows] for piece, rows in zip(pieces, admitted, strict=True)]),
+            np.concatenate([piece.clock_ns[rows] for piece, rows in zip(pieces, admitted, strict=True)]),
+            self.config.retention_ns,
+            np.concatenate(newest_of),
+        )
+
+    def _count(self, pieces: list[_Piece], wanted: bool) -> IngestResult:
+        counts = np.zeros(len(REASONS) + 1, np.int64)
+        rounded = 0
+        scores, rejects = [], []
+        for piece in pieces:
+            columns = piece.columns
+            here = np.bincount(columns.reasons, minlength=len(REASONS) + 1)
+            counts += here
+            refused = columns.reasons != 0 if here[0] < len(columns) else None
+            rounded += int(columns.rounded.sum() if refused is None else columns.rounded[~refused].sum())
+            if wanted:
+                scores.append(pa.array(piece.scores, mask=refused))
+            if refused is not None:
+                rejects.append(_with_reasons(columns, refused))
+        self._rejected += counts
+        self._rows += int(counts.sum())
+        self._rounded += rounded
+        return IngestResult(
+            rows=int(counts.sum()),
+            accepted=int(counts[0]),
+            rejected=_reason_counts(counts),
+            rounded=rounded,
+            scores=pa.concat_arrays(scores) if wanted and scores else None,
+            _rejects=tuple(rejects),
+        )
+
+    def add(self, user_id: Any, amount: Any, timestamp: Any) -> float:
+        """Apply one transaction.
+
+        Args:
+            user_id: int, str or bytes, the kind of id the engine has.
+            amount: int, float or Decimal.
+            timestamp: datetime, numpy.datetime64, Arrow scalar or ISO 8601 text; an integer if the engine has a `time_unit`.
+
+        Returns:
+            The user's score at the transaction's time, itself included; nan if the row was rejected, which `stats()` counts.
+
+        Raises:
+            SchemaError: A value has a type that cannot be used.
+            CapacityError: There is no room for another user.
+
+        Example:
+            >>> engine = RiskEngine(users=1000)
+            >>> engine.add("alice", 10, "2026-01-01T00:00:00Z"), engine.add("alice", 15, "2026-01-01T00:00:02Z")
+            (10.0, 12.5)
+        """
+        ids = _ids_of_one(user_id, self.config.user_id)
+        units, rounded, amount_reason = amount_units(amount, self.config)
+        when_ns, time_reason = (0, "null_timestamp") if timestamp is None else self._row_time_ns(timestamp)
+        reasons = [reason for reason in ("null_user" if user_id is None else None, amount_reason, time_reason) if reason]
+        reason = min((REASONS.index(reason) + 1 for reason in reasons), default=0)
+        columns = Columns(
+            batch=None,
+            ids=ids,
+            time_ns=np.array([0 if reason else when_ns]),
+            amount_units=np.array([0 if reason else units]),
+            reasons=np.array([reason], np.uint8),
+            rounded=np.array([0 if reason else rounded], np.uint8),
+        )
+        with self._lock:
+            self._check_open()
+            kind = self._kind_after([columns])
+            piece, clock_ns = self._admit(columns, self._clock_ns, self._latest_ns(), True)
+            if kind is not None:
+                self._apply([piece], kind)
+                self._kind = kind
+            behind_ns = 0 if clock_ns is None or self._clock_ns is None else clock_ns - self._clock_ns
+            self._clock_ns = clock_ns
+            self._rejected[columns.reasons[0]] += 1
+            self._rows += 1
+            accepted = columns.reasons[0] == 0 and piece.scores is not None
+            self._rounded += int(columns.rounded[0]) if accepted else 0
+            self._sweep(behind_ns, 1)
+            return float(piece.scores[0]) if accepted and piece.scores is not None else float("nan")
+
+    def _row_time_ns(self, timestamp: Any) -> tuple[int, str | None]:
+        when_ns = instant_ns(timestamp, self.config.timestamp, time_unit=self.config.time_unit, error=SchemaError)
+        if TIME_NS_MIN <= when_ns <= TIME_NS_MAX:
+            return when_ns, None
+        return 0, "timestamp_out_of_range"
+
+    # ---- scores out ----------------------------------------------------------------------------------------------------------
+
+    def score(self, user_id: Any, *, at: Any = None) -> float:
+        """A user's score at an instant; 0.0 for a user without transactions in the window, or unknown.
+
+        Args:
+            user_id: int, str or bytes.
+            at: datetime, numpy.datetime64, Arrow scalar, ISO 8601 text or "now"; default: the clock (S6).
+
+        Raises:
+            TimeTooOldError: `at` is before clock - lateness.
+            SchemaError: The id is of another kind than the engine's.
+
+        Example:
+            >>> engine = RiskEngine(users=1000)
+            >>> engine.add("alice", 10, "2026-01-01T00:00:00Z")
+            10.0
+            >>> engine.score("alice"), engine.score("alice", at="2026-01-01T00:01:01Z")
+            (10.0, 0.0)
+        """
+        with self._lock:
+            return float(self._scores(_ids_of_one(user_id, self.config.user_id), at)[0])
+
+    def scores(self, user_ids: Any, *, at: Any = None) -> Any:
+        """Scores of many users at an instant.
+
+        Args:
+            user_ids: (n,) list, NumPy array, or Arrow array or anything that exports one (polars, pandas series).
+            at: As in `score`.
+
+        Returns:
+            (n,) float64 `ndarray`, nan for a null id; or for Arrow data a `pyarrow.DoubleArray`, null for a null id.
+
+        Raises:
+            TimeTooOldError, SchemaError: As in `score`.
+
+        Cost: two random memory lines a user.
+
+        Example:
+            >>> engine = RiskEngine(users=1000)
+            >>> engine.add(7, 10, "2026-01-01T00:00:00Z")
+            10.0
+            >>> engine.scores([7, 8])
+            array([10.,  0.])
+        """
+        array, arrow = _id_array(user_ids)
+        ids = ids_of(array, self.config.user_id)
+        with self._lock:
+            scores = self._scores(ids, at)
+        nulls = None if ids.valid is None else ~ids.valid
+        if arrow:
+            return pa.array(scores, mask=nulls)
+        if nulls is not None:
+            scores[nulls] = np.nan
+        return scores
+
+    def _scores(self, ids: Ids, at: Any) -> NDArray[np.float64]:
+        self._check_open()
+        at_ns = self._at_ns(at)
+        scores = np.zeros(len(ids), np.float64)
+        unknown = self._unknown(ids)
+        if at_ns is None or self._kind is None:
+            return scores
+        for first in range(0, len(ids), PIECE_ROWS):
+            part = _slice(ids, first, first + PIECE_ROWS)
+            out = scores[first : first + PIECE_ROWS]
+            hashes, rows = split_rows(part, unknown[first : first + PIECE_ROWS], self._keys, self.config.shards)
+
+            def look(
+                shard: Shard,
+                mine: NDArray[np.int32],
+                part: Ids = part,
+                hashes: NDArray[np.uint64] = hashes,
+                out: NDArray[np.float64] = out,
+            ) -> None:
+                shard.scores(mine, shard.find(part, hashes, mine), at_ns, out)
+
+            self._each(rows, look, len(part))
+        return scores
+
+    def features(self, user_ids: Any = None, *, at: Any = None) -> Any:
+        """What is known of users' windows at an instant.
+
+        Args:
+            user_ids: As in `scores`; default: all users with a retained transaction, by id.
+            at: As in `score`.
+
+        Returns:
+            Arrow table, a row a user: `user_id`; `count` int64; `sum` decimal128(38, decimals), exact; `score` float64; and UTC timestamps in ns:
+            `newest` counted transaction, null if none counts; `valid_until`, the last instant with the same transactions in the window if
+            nothing more arrives, null if that is for ever; `zero_at`, the first instant after `at` at which the window is empty, null if
+            it is empty already.
+
+        Raises:
+            TimeTooOldError, SchemaError: As in `score`.
+
+        Example:
+            >>> engine = RiskEngine(users=1000)
+            >>> engine.add("alice", 10, "2026-01-01T00:00:00Z")
+            10.0
+            >>> engine.features(["alice"]).select(["count", "sum", "score"]).to_pylist()
+            [{'count': 1, 'sum': Decimal('10.0000'), 'score': 10.0}]
+        """
+        with self._lock:
+            self._check_open()
+            at_ns = self._at_ns(at)
+            if user_ids is None:
+                return self._table(*self._features_of_all(at_ns)).sort_by("user_id")
+            array = _id_array(user_ids)[0]
+            ids = ids_of(array, self.config.user_id)
+            features = Features.empty(len(ids))
+            unknown = self._unknown(ids)
+            if at_ns is not None and self._kind is not None:
+                hashes, rows = split_rows(ids, unknown, self._keys, self.config.shards)
+                floor_ns = self._floor_ns()
+                self._each(
+                    rows,
+                    lambda shard, mine: shard.features(mine, shard.find(ids, hashes, mine), at_ns, floor_ns, features),
+                    len(ids),
+                )
+            return self._table(ids_to_arrow(ids), features)
+
+    def top(self, k: int = 10, *, by: str = "score", at: Any = None) -> Any:
+        """The `k` users with the greatest `score`, `sum`, `count` or `newest` among those with a transaction in the window.
+
+        Returns:
+            Arrow table with the columns of `features`, greatest first, equals by user id.
+
+        Raises:
+            ConfigError: `k` or `by` cannot be used.
+            TimeTooOldError: As in `score`.
+
+        Cost: a pass over all users.
+
+        Example:
+            >>> engine = RiskEngine(users=1000)
+            >>> engine.add("alice", 10, "2026-01-01T00:00:00Z"), engine.add("bob", 20, "2026-01-01T00:00:00Z")
+            (10.0, 20.0)
+            >>> engine.top(1)["user_id"].to_pylist()
+            ['bob']
+        """
+        if by not in _TOP_BY:
+            raise ConfigError(f"by={by!r} must be one of {', '.join(map(repr, _TOP_BY))}")
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 0:
+            raise ConfigError(f"k={k!r} must be a whole number, 0 or more")
+        with self._lock:
+            self._check_open()
+            ids, features = self._features_of_all(self._at_ns(at))
+            table = self._table(ids, features)
+        table = table.filter(pc.greater(table["count"], 0))
+        order = pc.sort_indices(table, sort_keys=[(by, "descending"), ("user_id", "ascending")])
+        return table.take(order[: int(k)])
+
+    def _features_of_all(self, at_ns: int | None) -> tuple[Any, Features]:
+        """Ids and features of all users with a retained transaction, shard by shard."""
+        if at_ns is None or self._kind is None:
+            return pa.array([], pa.string() if self._kind is None else ids_to_arrow(_no_ids(self._kind)).type), Features.empty(0)
+        floor_ns = self._floor_ns()
+        kind = self._kind
+        slots_of = self._each([floor_ns] * len(self._shards), lambda shard, floor: shard.slots_retained(floor))
+        bounds = np.cumsum([0] + [len(slots) for slots in slots_of])
+        features = Features.empty(int(bounds[-1]))
+        work = [
+            (np.arange(bounds[i], bounds[i + 1], dtype=np.int32), slots) for i, slots in enumerate(slots_of)
+        ]
+        self._each(work, lambda shard, mine: shard.features(mine[0], mine[1], at_ns, floor_ns, features))
+        ids = [ids_to_arrow(shard.ids_of(slots, kind)) for shard, slots in zip(self._shards, slots_of, strict=True)]
+        return pa.concat_arrays(_same_type(ids)), features
+
+    def _table(self, ids: Any, features: Features) -> Any:
+        kind = pa.decimal128(38, self.config.decimals)
+        sums = pa.Array.from_buffers(kind, len(features.counts), [None, pa.py_buffer(features.sums)])
+        return pa.table(
+            {
+                "user_id": ids,
+                "count": features.counts,
+                "sum": sums,
+                "score": features.scores,
+                "newest": _times(features.newest),
+                "valid_until": _times(features.valid_until),
+                "zero_at": _times(features.zero_at),
+            }
+        )
+
+    def explain(self, user_id: Any, *, at: Any = None) -> Explanation:
+        """A user's score with the very transactions behind it.
+
+        Raises:
+            TimeTooOldError, SchemaError: As in `score`.
+
+        Example:
+            >>> engine = RiskEngine(users=1000)
+            >>> engine.add("alice", 10, "2026-01-01T00:00:00Z")
+            10.0
+            >>> engine.explain("alice").reason
+            '1 transaction in the window, sum 10.0000'
+        """
+        with self._lock:
+            self._check_open()
+            at_ns = self._at_ns(at)
+            ids = _ids_of_one(user_id, self.config.user_id)
+            score = float(self._scores(ids, at)[0])
+            times, units = self._entries(ids)
+        shown_ns = 0 if at_ns is None else at_ns
+        first_ns = max(shown_ns - self.config.reach_ns, TIME_NS_MIN)
+        first, last = np.searchsorted(times, first_ns), np.searchsorted(times, shown_ns, side="right")
+        counted = [Decimal(unit).scaleb(-self.config.decimals) for unit in units[first:last].tolist()]
+        total = Decimal(sum(units[first:last].tolist())).scaleb(-self.config.decimals)
+        return Explanation(
+            user_id=user_id,
+            score=score,
+            sum=total,
+            count=len(counted),
+            window=(np.datetime64(first_ns, "ns"), np.datetime64(shown_ns, "ns")),
+            transactions=pa.table(
+                {
+                    "timestamp": pa.array(times[first:last], pa.timestamp("ns", "UTC")),
+                    "amount": pa.array(counted, pa.decimal128(38, self.config.decimals)),
+                }
+            ),
+            reason=self._reason(times, first, last, total),
+        )
+
+    def _entries(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Times and units of one user's retained transactions."""
+        nothing = np.empty(0, np.int64)
+        if self._kind is None:
+            return nothing, nothing
+        hashes, rows = split_rows(ids, self._unknown(ids), self._keys, self.config.shards)
+        for shard, mine in zip(self._shards, rows, strict=True):
+            for slot in shard.find(ids, hashes, mine).tolist():
+                if slot >= 0:
+                    times, units = shard.entries(slot)
+                    retained = times >= self._floor_ns()
+                    return times[retained], units[retained]
+        return nothing, nothing
+
+    def _reason(self, times: NDArray[np.int64], first: np.intp, last: np.intp, total: Decimal) -> str:
+        count = int(last - first)
+        if count:
+            return f"{count:,} transaction{'s' if count > 1 else ''} in the window, sum {total}"
+        if len(times) == 0:
+            return "0.0: the user has no retained transaction"
+        if first > 0:
+            return f"0.0: no transaction in the window; the newest before it is of {instant_text(int(times[first - 1]))}"
+        return f"0.0: no transaction in the window; the first after it is of {instant_text(int(times[0]))}"
+
+    # ---- the whole -----------------------------------------------------------------------------------------------------------
+
+    def expire(self, *, at: Any = None) -> int:
+        """Free what no exact lookup can need any more. It happens little by little with every batch; this does all of it at once.
+
+        Args:
+            at: As if the clock stood there, if that is earlier than the clock; default: the clock.
+
+        Returns:
+            Transactions freed. No answer changes by it.
+
+        Cost: a pass over all slots.
+        """
+        with self._lock:
+            self._check_open()
+            if self._clock_ns is None:
+                return 0
+            at_ns = self._clock_ns if at is None else min(self._clock_ns, self._instant_ns(at))
+            return self._expire(at_ns, self._kind)
+
+    def _expire(self, at_ns: int, kind: str | None) -> int:
+        floor_ns = max(at_ns - self.config.retention_ns, TIME_NS_MIN)
+        return sum(self._each([floor_ns] * len(self._shards), lambda shard, floor: shard.expire(floor, kind)))
+
+    def _sweep(self, moved_ns: int, rows: int) -> None:
+        """Expire some slots, in keeping with how far the clock has moved."""
+        self._sweep_debt = min(self._sweep_debt + _SWEEP_ROUNDS * moved_ns / max(self.config.retention_ns, 1), float(_SWEEP_ROUNDS))
+        used = sum(shard.slots_used for shard in self._shards)
+        slots = int(min(self._sweep_debt * used, _SWEEP_SLOTS_MAX))
+        if slots < min(used, rows, PIECE_ROWS) or slots == 0:
+            return  # not worth the call yet
+        self._sweep_debt -= slots / used
+        floor_ns, kind = self._floor_ns(), self._kind
+        shares = [1 + slots * shard.slots_used // used for shard in self._shards]
+        self._each(shares, lambda shard, share: shard.expire(floor_ns, kind, share), slots)
+
+    def stats(self) -> Stats:
+        """What the engine holds and has seen. Cost: a pass over all slots."""
+        with self._lock:
+            self._check_open()
+            users, transactions = self._retained()
+            return Stats(
+                users=users,
+                transactions=transactions,
+                clock=None if self._clock_ns is None else np.datetime64(self._clock_ns, "ns"),
+                bytes=sum(shard.bytes_used for shard in self._shards),
+                rows=self._rows,
+                accepted=int(self._rejected[0]),
+                rejected=_reason_counts(self._rejected),
+                rounded=self._rounded,
+            )
+
+    def digest(self) -> str:
+        """Hash of the logical state: clock, configuration of the window and all retained transactions, in hex.
+
+        Independent of the order of users, of shards, memory layout, capacity and totals. Cost: a pass over all transactions.
+        """
+        with self._lock:
+            self._check_open()
+            users, transactions = self._retained()
+            floor_ns, kind = self._floor_ns(), self._kind
+            lanes = sum(self._each([floor_ns] * len(self._shards), lambda shard, floor: shard.digest(floor, kind)), np.zeros(2, np.uint64))
+            clock = "none" if self._clock_ns is None else self._clock_ns
+            config = self.config
+            text = (
+                f"riskring-1 {config.window_ns} {config.lateness_ns} {config.closed} {config.decimals} {clock} "
+                f"{users} {transactions} {int(lanes[0]):016x} {int(lanes[1]):016x}"
+            )
+            return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
+
+    def _retained(self) -> tuple[int, int]:
+        counts = self._each([self._floor_ns()] * len(self._shards), lambda shard, floor: shard.retained(floor))
+        return sum(users for users, _ in counts), sum(entries for _, entries in counts)
+
+    def __len__(self) -> int:
+        """Users with a retained transaction. Cost: a pass over all slots."""
+        with self._lock:
+            self._check_open()
+            return self._retained()[0]
+
+    def __bool__(self) -> bool:
+        """An engine is true, also when it is empty."""
+        return True
+
+    def __contains__(self, user_id: object) -> bool:
+        """Whether a user has a retained transaction."""
+        with self._lock:
+            self._check_open()
+            return len(self._entries(_ids_of_one(user_id, self.config.user_id))[0]) > 0
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "RiskEngine(closed)"
+        clock = "no rows yet" if self._clock_ns is None else f"clock {instant_text(self._clock_ns)}"
+        config = self.config
+        return (
+            f"RiskEngine(window={config.window_ns / 1e9:g}s, closed={config.closed!r}, users={self._users_held():,} of {config.users:,}, "
+            f"{clock}, {self._rows:,} rows)"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.stats()._repr_html_()
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """All users with a retained transaction, as `features()` gives them."""
+        return self.features().__arrow_c_stream__(requested_schema)
+
+    def close(self) -> None:
+        """Free memory and threads. The engine cannot be used afterwards."""
+        with self._lock:
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+            self._shards = []
+            self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- shared --------------------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the engine is closed; make a new one")
+
+    def _users_held(self) -> int:
+        return sum(shard.users for shard in self._shards)
+
+    def _floor_ns(self) -> int:
+        """Transactions before it are no longer retained."""
+        return TIME_NS_MIN if self._clock_ns is None else max(self._clock_ns - self.config.retention_ns, TIME_NS_MIN)
+
+    def _instant_ns(self, at: Any) -> int:
+        when_ns = self._now() if isinstance(at, str) and at == "now" else instant_ns(at, "at", time_unit=None, error=ConfigError)
+        if not TIME_NS_MIN <= when_ns <= TIME_NS_MAX:
+            raise ConfigError(f"at={at!r} is beyond what int64 nanoseconds can say (1677 to 2262)")
+        return when_ns
+
+    def _at_ns(self, at: Any) -> int | None:
+        """The instant of a lookup (S6, S10); None while there is no clock and no instant was given."""
+        clock_ns = self._clock_ns
+        if at is not None:
+            at_ns = self._instant_ns(at)
+        elif self.config.clock == "wall":
+            at_ns = self._now() if clock_ns is None else max(clock_ns, self._now())
+        elif clock_ns is None:
+            return None
+        else:
+            at_ns = clock_ns
+        if clock_ns is not None and at_ns < clock_ns - self.config.lateness_ns:
+            oldest_ns = max(clock_ns - self.config.lateness_ns, TIME_NS_MIN)
+            raise TimeTooOldError(
+                f"at={instant_text(at_ns)} is before {instant_text(oldest_ns)}, the oldest instant that is still exact (clock - lateness); "
+                "ask for a later one, or make the engine with more lateness"
+            )
+        return at_ns
+
+    def _unknown(self, ids: Ids) -> NDArray[np.uint8]:
+        """1 for ids that no user of this engine can have: nulls, and integers beyond its kind. SchemaError for another kind."""
+        unknown = np.zeros(len(ids), np.uint8)
+        if ids.valid is not None:
+            unknown[~ids.valid] = 1
+            if not ids.valid.any():
+                return unknown
+        if self._kind is None or ids.kind == self._kind:
+            return unknown
+        if {self._kind, ids.kind} == {"int64", "uint64"}:
+            unknown[ids.values < 0] = 1
+            return unknown
+        raise SchemaError(f"the engine's users have {self._kind} ids, asked for {ids.kind} ids; ask with ids of the same kind")
+
+    def _each(self, work: list[Any], task: Callable[[Shard, Any], Answer], rows: int | None = None) -> list[Answer]:
+        """Run a task on every shard with its share of the work, on threads when there is enough of it."""
+        if len(self._shards) == 1 or (rows is not None and rows < _THREADED_ROWS):
+            return [task(shard, share) for shard, share in zip(self._shards, work, strict=True)]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(len(self._shards), thread_name_prefix="riskring")
+        return list(self._pool.map(task, self._shards, work))
+
+
+def _shard_users(users: int, shards: int) -> int:
+    """Slots of one shard: its share of the users and eight standard deviations, but never more than all of them."""
+    share = users / shards
+    return min(users, int(share + 8 * share**0.5) + 64)
+
+
+def _check_kinds(ids: Ids, kind: str, column: str) -> None:
+    if {kind, ids.kind} != {"int64", "uint64"}:
+        raise SchemaError(
+            f"column {column!r} has {ids.kind} ids, but the engine's users have {kind} ids; an engine takes one kind: convert the column"
+        )
+    beyond = ids.values < 0
+    if ids.valid is not None:
+        beyond &= ids.valid
+    if beyond.any():
+        row = int(np.argmax(beyond))
+        value = int(ids.values[row]) + (2**64 if ids.kind == "uint64" else 0)
+        raise SchemaError(
+            f"column {column!r}, row {row}: {value} does not fit the engine's {kind} ids; use one integer type for all batches"
+        )
+
+
+def _slice(ids: Ids, first: int, last: int) -> Ids:
+    if len(ids) <= last - first:
+        return ids
+    valid = None if ids.valid is None else ids.valid[first:last]
+    if len(ids.offsets):
+        return Ids(ids.kind, ids.values, ids.offsets[first : last + 1], ids.data, valid)
+    return Ids(ids.kind, ids.values[first:last], ids.offsets, ids.data, valid)
+
+
+def _no_ids(kind: str) -> Ids:
+    nothing = np.zeros(0, np.int64)
+    return Ids(kind, nothing, np.zeros(1 if kind in ("string", "binary") else 0, np.int64), np.zeros(0, np.uint8), None)
+
+
+def _ids_of_one(user_id: Any, column: str) -> Ids:
+    if isinstance(user_id, str | bytes):
+        data = np.frombuffer(user_id.encode() if isinstance(user_id, str) else user_id, np.uint8)
+        kind = "string" if isinstance(user_id, str) else "binary"
+        return Ids(kind, np.empty(0, np.int64), np.array([0, len(data)]), data, None)
+    if isinstance(user_id, int | np.integer) and not isinstance(user_id, bool) and -(2**63) <= user_id < 2**63:
+        return Ids("int64", np.array([int(user_id)]), np.empty(0, np.int64), np.empty(0, np.uint8), None)
+    try:
+        return ids_of(pa.array([user_id]), column)
+    except (pa.ArrowException, OverflowError) as error:
+        raise SchemaError(f"{column}={user_id!r} is not a user id; give an integer, a string or bytes") from error
+
+
+def _id_array(user_ids: Any) -> tuple[Any, bool]:
+    """The ids as an Arrow array, and whether they came as one."""
+    if isinstance(user_ids, pa.Array | pa.ChunkedArray):
+        return user_ids, True
+    try:
+        if hasattr(user_ids, "__arrow_c_stream__"):
+            return pa.chunked_array(user_ids), True
+        if hasattr(user_ids, "__arrow_c_array__"):
+            return pa.array(user_ids), True
+        if isinstance(user_ids, str | bytes) or not hasattr(user_ids, "__iter__"):
+            raise SchemaError(f"user_ids={user_ids!r} is not a list of ids; use score() for one user")
+        return pa.array(user_ids if isinstance(user_ids, np.ndarray) else list(user_ids)), False
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise SchemaError(f"user_ids cannot be an Arrow array: {error}; give integers, strings or bytes of one kind") from error
+
+
+def _times(times_ns: NDArray[np.int64]) -> Any:
+    return pa.array(times_ns, mask=times_ns == NO_TIME).cast(pa.timestamp("ns", "UTC"))
+
+
+def _same_type(arrays: list[Any]) -> list[Any]:
+    """One Arrow type for all: the larger offsets, if any shard needed them."""
+    large = {pa.large_string(), pa.large_binary()} & {array.type for array in arrays}
+    return [array.cast(kind) for kind in large for array in arrays] or arrays
+
+
+def _with_reasons(columns: Columns, refused: NDArray[np.bool_]) -> Any:
+    rows = columns.batch.filter(pa.array(refused))
+    names = pa.array(REASONS, pa.string())
+    reasons = names.take(pa.array(columns.reasons[refused].astype(np.int64) - 1))
+    return pa.RecordBatch.from_arrays([*rows.columns, reasons], schema=rows.schema.append(pa.field("reason", pa.string())))
+
+
+def _reason_counts(counts: NDArray[np.int64]) -> dict[str, int]:
+    return {reason: int(count) for reason, count in zip(REASONS, counts[1:], strict=True) if count}
+
+
+def _merged(parts: list[IngestResult], wanted: bool, schema: Any) -> IngestResult:
+    if len(parts) == 1:
+        scores = parts[0].scores
+    else:
+        scores = pa.concat_arrays([part.scores for part in parts]) if parts else pa.array([], pa.float64())
+    return IngestResult(
+        rows=sum(part.rows for part in parts),
+        accepted=sum(part.accepted for part in parts),
+        rejected={
+            reason: count for reason in REASONS if (count := sum(part.rejected.get(reason, 0) for part in parts))
+        },
+        rounded=sum(part.rounded for part in parts),
+        scores=scores if wanted else None,
+        _rejects=tuple(batch for part in parts for batch in part._rejects),
+        _schema=schema,
+    )

@@ -1,0 +1,101 @@
+"""How kernels are compiled: the one decorator, the array types, and software prefetch.
+
+Flags are the same for every kernel: the GIL is released, the machine code is cached on disk, integer
+arithmetic wraps, float arithmetic is IEEE (no fastmath), and nothing is parallel inside - threads run whole
+kernels on disjoint shards. Signatures are explicit, so there is exactly one compiled version of each kernel
+and none is compiled in the middle of a stream. Input columns are declared read-only: Arrow's are, and a
+writable array may be passed where a read-only one is expected, not the other way round.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from numba import types
+from numba.core import cgutils
+from numba.core.extending import intrinsic
+from numba.core.typing.templates import Signature
+
+i64 = types.int64
+f64 = types.float64
+u64 = types.uint64
+boolean = types.boolean
+
+
+def array(dtype: Any) -> Any:
+    """A one-dimensional contiguous array that the kernel may write."""
+    return types.Array(dtype, 1, "C")
+
+
+def column(dtype: Any) -> Any:
+    """A one-dimensional contiguous array that the kernel only reads."""
+    return types.Array(dtype, 1, "C", readonly=True)
+
+
+I64, U64, U32, I32, U8, F64 = (array(t) for t in (i64, u64, types.uint32, types.int32, types.uint8, f64))
+I64_IN, U64_IN, I32_IN, U8_IN = (column(t) for t in (i64, u64, types.int32, types.uint8))
+
+#: Every compiled kernel, by name: a test asserts that each has one signature.
+KERNELS: dict[str, Any] = {}
+
+
+def kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function for exactly these types."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        signature = Signature(result, arguments, None)
+        if numba.config.DISABLE_JIT:
+            return function
+        try:
+            dispatcher = numba.njit(signature, nogil=True, cache=True)(function)
+        except RuntimeError as error:  # Numba found no writable folder for its cache
+            if "cannot cache function" not in str(error):
+                raise
+            warnings.warn(
+                "riskring compiles at every start (some seconds): no folder for compiled code is writable; set NUMBA_CACHE_DIR to one that is",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            dispatcher = numba.njit(signature, nogil=True)(function)
+        KERNELS[function.__name__] = dispatcher
+        return dispatcher
+
+    return compiled
+
+
+#: Small functions that kernels share; LLVM inlines them.
+inline = numba.njit(nogil=True)
+
+
+@intrinsic  # type: ignore[misc, unused-ignore]
+def _prefetch(typing_context: Any, target: Any, position: Any) -> Any:
+    signature = types.void(target, types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        holder = context.make_array(signature.args[0])(context, builder, arguments[0])
+        pointer = builder.gep(holder.data, [arguments[1]])
+        address = builder.bitcast(pointer, cgutils.voidptr_t)
+        kind = cgutils.ir.FunctionType(
+            cgutils.ir.VoidType(), [cgutils.voidptr_t, cgutils.int32_t, cgutils.int32_t, cgutils.int32_t]
+        )
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        read_or_write, locality, data_cache = (cgutils.int32_t(value) for value in (1, 3, 1))
+        builder.call(function, [address, read_or_write, locality, data_cache])
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@inline
+def prefetch(target: Any, position: Any) -> None:
+    """Ask for the memory line of `target[position]`, to be written; never faults, never waits."""
+    _prefetch(target, position)
+
+
+if numba.config.DISABLE_JIT:  # uncompiled kernels run as plain Python, where there is nothing to prefetch
+
+    def prefetch(target: Any, position: Any) -> None:
+        """Do nothing."""

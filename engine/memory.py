@@ -1,0 +1,77 @@
+"""Flat arrays that are reserved once: address space now, memory page by page when it is touched.
+
+A shard reserves room for every user and every ring it may ever hold. Nothing is copied when it grows, no pointer ever moves under a
+reader, and what is not used costs nothing. Pages are 4096-byte aligned, so every slot line is one memory line.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import CapacityError
+
+#: From this size on, 2 MiB pages save more in address translation than they waste at the end of an array.
+HUGE_FROM_BYTES: Final = 8 << 20
+
+_ANONYMOUS: Final = getattr(mmap, "MAP_ANONYMOUS", 0) | getattr(mmap, "MAP_PRIVATE", 0)
+_NO_RESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+def reserved(words: int, dtype: Any, *, least: int | None = None) -> NDArray[Any]:
+    """A zeroed array of up to `words` items that takes memory only where it is touched.
+
+    Args:
+        words: Items wanted.
+        dtype: NumPy type of an item.
+        least: Items that will do, where the system limits address space; default: all of them.
+
+    Raises:
+        CapacityError: The system refuses even `least` items.
+
+    Example:
+        >>> reserved(1 << 30, np.int64).nbytes >> 30
+        8
+    """
+    item_bytes = np.dtype(dtype).itemsize
+    least = words if least is None else least
+    while True:
+        try:
+            return _mapped(max(words, 1) * item_bytes).view(dtype)[:words]
+        except (OSError, ValueError, OverflowError) as error:
+            if words <= least:
+                raise CapacityError(
+                    f"the system refuses {words * item_bytes:,} bytes of address space ({error}); "
+                    "use fewer users, or raise its limit (ulimit -v, vm.overcommit_memory)"
+                ) from error
+            words = max(words // 2, least)
+
+
+def _mapped(size: int) -> NDArray[np.uint8]:
+    if not _ANONYMOUS:  # not a Unix: an anonymous map is private and zeroed by default
+        return np.frombuffer(mmap.mmap(-1, size), np.uint8)
+    area = mmap.mmap(-1, size, flags=_ANONYMOUS | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    if size >= HUGE_FROM_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            area.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel without huge pages: small ones do, only slower
+    return np.frombuffer(area, np.uint8)
+
+
+def machine_bytes() -> int:
+    """Memory of this machine in bytes; 16 GiB where the system does not say.
+
+    Example:
+        >>> machine_bytes() > 0
+        True
+    """
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 16 << 30
