@@ -1,9 +1,9 @@
 """riskring: exact rolling per-user risk scores over a stream of transactions.
 
-    >>> from engine import RiskEngine
-    >>> engine = RiskEngine(users=1000, max_ahead=None)
-    >>> engine.add("alice", 12.5, "2026-01-01T00:00:00Z")
-    12.5
+>>> from engine import RiskEngine
+>>> engine = RiskEngine(users=1000, max_ahead=None)
+>>> engine.add("alice", 12.5, "2026-01-01T00:00:00Z")
+12.5
 """
 
 from typing import TYPE_CHECKING, Any

@@ -423,9 +423,10 @@ def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
 class _Replay:
     """Files on their way through an engine, and what was seen of them."""
 
-    def __init__(self, args: argparse.Namespace, engine: RiskEngine) -> None:
+    def __init__(self, args: argparse.Namespace, engine: RiskEngine, end_input: Callable[[], None]) -> None:
         self.args = args
         self.engine = engine
+        self.end_input = end_input
         self.config = Config.of(**_engine_options(args))
         self.rows = 0
         self.seconds = 0.0
@@ -433,18 +434,22 @@ class _Replay:
 
     def results(self, *, scores: bool) -> Iterator[tuple[Any, Any]]:
         """Each batch with what the engine made of it, under a progress bar."""
-        from engine import columns  # noqa: PLC0415 - imports pyarrow
+        from engine import sources  # noqa: PLC0415 - imports pyarrow
 
         began = time.perf_counter()
-        with _progress(self.args) as show:
-            for unit in columns.read(self.args.files, self.config):
-                for batch in unit:
-                    if self.id_type is None:
-                        self.id_type = batch.schema.field(self.config.user_id).type
-                    result = self.engine.ingest(batch, scores=scores)
-                    self.rows += result.rows
-                    yield batch, result
-                    show(self.rows)
+        units = sources.read(self.args.files, self.config)
+        try:
+            with _progress(self.args) as show:
+                for unit in units:
+                    for batch in unit:
+                        if self.id_type is None:
+                            self.id_type = batch.schema.field(self.config.user_id).type
+                        result = self.engine.ingest(batch, scores=scores)
+                        self.rows += result.rows
+                        yield batch, result
+                        show(self.rows)
+        finally:
+            self.end_input()  # before `units` is closed, which would wait for the next line of input
         self.seconds = time.perf_counter() - began
 
     def finish(self) -> _Replay:
@@ -482,20 +487,20 @@ class _Replay:
 def _replay(args: argparse.Namespace) -> Iterator[_Replay]:
     from engine.engine import RiskEngine  # noqa: PLC0415 - compiles kernels
 
-    with _interruptible_input(args.files), RiskEngine(**_engine_options(args)) as engine:
-        yield _Replay(args, engine)
+    with _interruptible_input(args.files) as end_input, RiskEngine(**_engine_options(args)) as engine:
+        yield _Replay(args, engine, end_input)
 
 
 class _Interruptible(io.RawIOBase):
     """Standard input that ends when a signal arrives.
 
     Arrow reads ahead in a thread of its own and makes the main thread wait for it, where no signal handler of Python's can
-    run: without this, Ctrl-C would do nothing until the next line of input. The end of input lets the main thread go on,
-    and Python raises KeyboardInterrupt there.
+    run: without this, Ctrl-C would do nothing until the next line of input. The end of input lets the main thread go on.
     """
 
     def __init__(self, input_fd: int, signal_fd: int) -> None:
-        self.input_fd, self.signal_fd, self.ended = input_fd, signal_fd, False
+        self.input_fd, self.signal_fd = input_fd, signal_fd
+        self.ended = self.interrupted = False
 
     def readable(self) -> bool:
         return True
@@ -503,27 +508,37 @@ class _Interruptible(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         if not self.ended:
             ready, _, _ = select.select((self.input_fd, self.signal_fd), (), ())
-            self.ended = self.signal_fd in ready
+            if self.signal_fd in ready and not self.ended:
+                self.ended = self.interrupted = True
         return 0 if self.ended else os.readv(self.input_fd, (buffer,))
 
 
 @contextlib.contextmanager
-def _interruptible_input(files: list[str]) -> Iterator[None]:
+def _interruptible_input(files: list[str]) -> Iterator[Callable[[], None]]:
+    """Make standard input end at a signal, and when the function that this gives is called."""
     if "-" not in files:
-        yield
+        yield lambda: None
         return
     signal_fd, wakeup_fd = os.pipe()
     os.set_blocking(wakeup_fd, False)
     before, standard_input = signal.set_wakeup_fd(wakeup_fd), sys.stdin
     source = _Interruptible(standard_input.fileno(), signal_fd)
     sys.stdin = io.TextIOWrapper(io.BufferedReader(source))
+
+    def end_input() -> None:
+        source.ended = True
+        os.write(wakeup_fd, b"\0")
+
     try:
-        yield
+        yield end_input
+    except Exception as error:
+        if source.interrupted:  # what comes of a line cut in two
+            raise KeyboardInterrupt from error
+        raise
     finally:
+        end_input()
         sys.stdin = standard_input
         signal.set_wakeup_fd(before)
-        os.write(wakeup_fd, b"\0")  # after an error too, nobody shall wait for a line that may never come
-        source.ended = True
         os.close(wakeup_fd)
         os.close(signal_fd)
 

@@ -13,52 +13,28 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
 from decimal import Decimal
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from engine.capacity import users_peak
-from engine.columns import PIECE_ROWS, Columns, Ids, columns_of, ids_of, ids_to_arrow, read
-from engine.config import DURATION_NS_MAX, REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
-from engine.errors import CapacityError, ConfigError, EngineError, SchemaError, TimeTooOldError
-from engine.index import random_keys, split_rows
+from engine.columns import Columns, Ids, columns_of, ids_of, ids_to_arrow
+from engine.config import REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
+from engine.errors import ConfigError, EngineError, SchemaError, TimeTooOldError
 from engine.instants import amount_units, instant_ns, instant_text
 from engine.kernels import admit_rows
 from engine.results import Explanation, IngestResult, Stats
-from engine.shard import NO_TIME, Features, Shard
+from engine.shard import NO_TIME, Features
+from engine.shards import Piece, Shards
+from engine.sources import read
 
 _FUTURE: Final = REASONS.index("future") + 1
 _TOP_BY: Final = ("score", "sum", "count", "newest")
 _NO_ROWS: Final = np.empty(0, np.int32)
-
-#: Fewer rows than this are not worth waking another thread for.
-_THREADED_ROWS: Final = 4096
-
-#: Slot lines looked at for expiry after a batch: twice round all users while the clock moves by one retention, so that a user's memory
-#: is back at most half a retention late; but at most so many per batch, which takes well below 10 ms.
-_SWEEP_ROUNDS: Final = 2
-_SWEEP_SLOTS_MAX: Final = 1 << 18
-
-Answer = TypeVar("Answer")
-
-
-@dataclass(slots=True)
-class _Piece:
-    """One record batch on its way into the shards."""
-
-    columns: Columns
-    clock_ns: NDArray[np.int64]  # (n,) the clock just after each row
-    admitted: int
-    hashes: NDArray[np.uint64]  # (n,)
-    rows: list[NDArray[np.int32]]  # a list of rows for each shard
-    scores: NDArray[np.float64] | None  # (n,)
 
 
 class RiskEngine:
@@ -129,17 +105,13 @@ class RiskEngine:
             timestamp=timestamp,
         )
         self._now: Final = time.time_ns if now is None else now
-        self._keys = random_keys()
         self._lock = threading.RLock()
-        self._pool: ThreadPoolExecutor | None = None
         self._kind: str | None = None
         self._clock_ns: int | None = None
         self._rows = 0
         self._rejected: NDArray[np.int64] = np.zeros(len(REASONS) + 1, np.int64)  # element 0 counts the rows applied
         self._rounded = 0
-        self._sweep_debt = 0.0  # rounds over all slots that expiry is behind
-        slots_max = _shard_users(self.config.users, self.config.shards)
-        self._shards: list[Shard] = [Shard(self.config, slots_max, self._keys) for _ in range(self.config.shards)]
+        self._shards = Shards(self.config)
         self._closed = False
 
     # ---- rows in -------------------------------------------------------------------------------------------------------------
@@ -185,19 +157,22 @@ class RiskEngine:
     def _ingest_unit(self, batches: list[Any], wanted: bool) -> IngestResult:
         pieces = [columns_of(batch, self.config) for batch in batches]
         kind = self._kind_after(pieces)
-        clock_ns, admitted = self._clock_ns, []
-        latest_ns = self._latest_ns()
+        admitted = self._apply(pieces, kind, wanted)
+        return self._count(admitted, wanted)
+
+    def _apply(self, pieces: list[Columns], kind: str | None, wanted: bool) -> list[Piece]:
+        """Let rows pass the guards and into the shards, whole or not at all; then move the clock."""
+        clock_ns, latest_ns = self._clock_ns, self._latest_ns()
+        admitted = []
         for columns in pieces:
             piece, clock_ns = self._admit(columns, clock_ns, latest_ns, wanted)
             admitted.append(piece)
-        if kind is not None:
-            self._apply(admitted, kind)
-            self._kind = kind
-        behind_ns = 0 if clock_ns is None or self._clock_ns is None else clock_ns - self._clock_ns
-        self._clock_ns = clock_ns
-        result = self._count(admitted, wanted)
-        self._sweep(behind_ns, result.rows)
-        return result
+        if kind is not None and clock_ns is not None:
+            self._shards.apply(admitted, kind, self._clock_ns)
+            moved_ns = 0 if self._clock_ns is None else clock_ns - self._clock_ns
+            self._kind, self._clock_ns = kind, clock_ns
+            self._shards.sweep(clock_ns, moved_ns, sum(piece.admitted for piece in admitted), kind)
+        return admitted
 
     def _kind_after(self, pieces: list[Columns]) -> str | None:
         """The kind of ids the engine will have with these batches; SchemaError if they do not go together."""
@@ -216,7 +191,7 @@ class RiskEngine:
             return TIME_NS_MAX
         return min(self._now() + self.config.max_ahead_ns, TIME_NS_MAX)
 
-    def _admit(self, columns: Columns, clock_ns: int | None, latest_ns: int, wanted: bool) -> tuple[_Piece, int | None]:
+    def _admit(self, columns: Columns, clock_ns: int | None, latest_ns: int, wanted: bool) -> tuple[Piece, int | None]:
         """Let rows pass the guards of the clock (S6-S8), and split those that do by shard."""
         count = len(columns)
         after_ns = np.empty(count, np.int64)
@@ -232,144 +207,10 @@ class RiskEngine:
             _FUTURE,
             after_ns,
         )
-        hashes, rows = split_rows(columns.ids, columns.reasons, self._keys, self.config.shards)
-        piece = _Piece(columns, after_ns, admitted, hashes, rows, np.empty(count, np.float64) if wanted else None)
+        piece = self._shards.route(columns, after_ns, admitted, wanted)
         return piece, int(after_ns[-1]) if admitted else clock_ns
 
-    def _apply(self, pieces: list[_Piece], kind: str) -> None:
-        """A slot for each user, then rows into rings. Raises CapacityError before the first row is applied, or not at all."""
-        rows = sum(piece.admitted for piece in pieces)
-        self._check_memory(pieces, rows)
-        if self._users_held() + rows <= self.config.users:
-            for piece in pieces:
-                slots = self._reserve(piece, kind)
-                if slots is None:  # a shard got far more than its share of the users
-                    self._apply_tight([piece], kind)
-                else:
-                    self._put(piece, slots)
-        else:
-            self._apply_tight(pieces, kind)
-
-    def _apply_tight(self, pieces: list[_Piece], kind: str) -> None:
-        """As `_apply`, for batches that may not fit: users whose transactions have expired make room first."""
-        if self._put_all(pieces, kind):
-            return
-        if self._clock_ns is not None:
-            self._expire(self._clock_ns, kind)
-        if self._put_all(pieces, kind):
-            return
-        peak = self._users_peak(pieces)
-        if peak > self.config.users:
-            raise CapacityError(
-                f"the batch needs room for {peak:,} users with a retained transaction at a time, users={self.config.users:,} is the most; "
-                f"nothing of it was applied; make the engine with more users, or use more partitions"
-            )
-        for piece in pieces:
-            self._put_range(piece, 0, len(piece.columns), kind)
-
-    def _put_all(self, pieces: list[_Piece], kind: str) -> bool:
-        reserved: list[list[NDArray[np.int32]]] = []
-        for piece in pieces:
-            slots = self._reserve(piece, kind)
-            if slots is None:
-                for done in reserved:
-                    self._release(done, kind)
-                return False
-            reserved.append(slots)
-        for piece, slots in zip(pieces, reserved, strict=True):
-            self._put(piece, slots)
-        return True
-
-    def _put_range(self, piece: _Piece, first: int, last: int, kind: str) -> None:
-        """Apply the rows [first, last) of a piece that is known to fit, as users come and go within it."""
-        part = _Piece(
-            piece.columns,
-            piece.clock_ns,
-            0,
-            piece.hashes,
-            [rows[np.searchsorted(rows, first) : np.searchsorted(rows, last)] for rows in piece.rows],
-            piece.scores,
-        )
-        earliest = min((int(rows[0]) for rows in part.rows if len(rows)), default=None)
-        if earliest is None:
-            return
-        self._expire(int(piece.clock_ns[earliest]), kind)
-        slots = self._reserve(part, kind)
-        if slots is not None:
-            self._put(part, slots)
-            return
-        if last - first == 1:
-            raise CapacityError(
-                f"shard memory is full: users={self.config.users:,} are spread over {self.config.shards} shards; use fewer shards"
-            )
-        middle = (first + last) // 2
-        self._put_range(piece, first, middle, kind)
-        self._put_range(piece, middle, last, kind)
-
-    def _reserve(self, piece: _Piece, kind: str) -> list[NDArray[np.int32]] | None:
-        """Slots of the piece's rows, per shard; None, and nothing changed, if there are not enough."""
-        found = self._each(piece.rows, lambda shard, rows: shard.reserve(piece.columns.ids, piece.hashes, rows))
-        slots = [slots for slots, _ in found]
-        complete = all(done == len(rows) for (_, done), rows in zip(found, piece.rows, strict=True))
-        if complete and self._users_held() <= self.config.users:
-            return slots
-        self._release([slots[:done] for slots, done in found], kind)
-        return None
-
-    def _release(self, slots: list[NDArray[np.int32]], kind: str) -> None:
-        for shard, reserved in zip(self._shards, slots, strict=True):
-            shard.release(reserved, len(reserved), kind)
-
-    def _put(self, piece: _Piece, slots: list[NDArray[np.int32]]) -> None:
-        def put(shard: Shard, work: tuple[NDArray[np.int32], NDArray[np.int32]]) -> None:
-            shard.apply(piece.columns, piece.clock_ns, work[0], work[1], piece.scores)
-
-        self._each(list(zip(piece.rows, slots, strict=True)), put, len(piece.columns))
-
-    def _check_memory(self, pieces: list[_Piece], rows: int) -> None:
-        for shard in self._shards:
-            if not shard.room_for(rows):
-                raise CapacityError(
-                    f"no room for the rings of {rows:,} rows more: memory is full of retained transactions, or one user has more than "
-                    "2**26; nothing of the batch was applied; use a shorter window or lateness, or more partitions"
-                )
-            for piece in pieces:
-                if not shard.index.room_for(piece.columns.ids):
-                    raise CapacityError(
-                        "no room for the bytes of the batch's user ids; nothing of it was applied; use shorter ids or more partitions"
-                    )
-
-    def _users_peak(self, pieces: list[_Piece]) -> int:
-        """Most users with a retained transaction at any row of the batch."""
-        admitted = [np.flatnonzero(piece.columns.reasons == 0) for piece in pieces]
-        everyone = pa.chunked_array(
-            [ids_to_arrow(piece.columns.ids).take(pa.array(rows)) for piece, rows in zip(pieces, admitted, strict=True)]
-        )
-        encoded = everyone.combine_chunks().dictionary_encode()
-        distinct = ids_of(encoded.dictionary, self.config.user_id)
-        hashes, rows_of = split_rows(distinct, np.zeros(len(distinct), np.uint8), self._keys, self.config.shards)
-        users = np.empty(len(distinct), np.int64)
-        newest_of = []
-        held = 0
-        floor_ns = self._floor_ns()
-        for shard, rows in zip(self._shards, rows_of, strict=True):
-            slots = shard.slots_retained(floor_ns)
-            number_of = np.full(shard.slots_used, -1, np.int64)
-            number_of[slots] = held + np.arange(len(slots))
-            found = shard.find(distinct, hashes, rows)
-            users[rows] = np.where(found >= 0, number_of[found], -1) if len(number_of) else -1
-            newest_of.append(shard.newest(slots))
-            held += len(slots)
-        users[users < 0] = held + np.arange(int((users < 0).sum()))
-        return users_peak(
-            users[encoded.indices.to_numpy()],
-            np.concatenate([piece.columns.time_ns[rows] for piece, rows in zip(pieces, admitted, strict=True)]),
-            np.concatenate([piece.clock_ns[rows] for piece, rows in zip(pieces, admitted, strict=True)]),
-            self.config.retention_ns,
-            np.concatenate(newest_of),
-        )
-
-    def _count(self, pieces: list[_Piece], wanted: bool) -> IngestResult:
+    def _count(self, pieces: list[Piece], wanted: bool) -> IngestResult:
         counts = np.zeros(len(REASONS) + 1, np.int64)
         rounded = 0
         scores, rejects = [], []
@@ -431,17 +272,11 @@ class RiskEngine:
         with self._lock:
             self._check_open()
             kind = self._kind_after([columns])
-            piece, clock_ns = self._admit(columns, self._clock_ns, self._latest_ns(), True)
-            if kind is not None:
-                self._apply([piece], kind)
-                self._kind = kind
-            behind_ns = 0 if clock_ns is None or self._clock_ns is None else clock_ns - self._clock_ns
-            self._clock_ns = clock_ns
+            (piece,) = self._apply([columns], kind, True)
             self._rejected[columns.reasons[0]] += 1
             self._rows += 1
             accepted = columns.reasons[0] == 0 and piece.scores is not None
             self._rounded += int(columns.rounded[0]) if accepted else 0
-            self._sweep(behind_ns, 1)
             return float(piece.scores[0]) if accepted and piece.scores is not None else float("nan")
 
     def _row_time_ns(self, timestamp: Any) -> tuple[int, str | None]:
@@ -509,26 +344,10 @@ class RiskEngine:
     def _scores(self, ids: Ids, at: Any) -> NDArray[np.float64]:
         self._check_open()
         at_ns = self._at_ns(at)
-        scores = np.zeros(len(ids), np.float64)
         unknown = self._unknown(ids)
         if at_ns is None or self._kind is None:
-            return scores
-        for first in range(0, len(ids), PIECE_ROWS):
-            part = _slice(ids, first, first + PIECE_ROWS)
-            out = scores[first : first + PIECE_ROWS]
-            hashes, rows = split_rows(part, unknown[first : first + PIECE_ROWS], self._keys, self.config.shards)
-
-            def look(
-                shard: Shard,
-                mine: NDArray[np.int32],
-                part: Ids = part,
-                hashes: NDArray[np.uint64] = hashes,
-                out: NDArray[np.float64] = out,
-            ) -> None:
-                shard.scores(mine, shard.find(part, hashes, mine), at_ns, out)
-
-            self._each(rows, look, len(part))
-        return scores
+            return np.zeros(len(ids), np.float64)
+        return self._shards.scores(ids, unknown, at_ns)
 
     def features(self, user_ids: Any = None, *, at: Any = None) -> Any:
         """What is known of users' windows at an instant.
@@ -538,10 +357,10 @@ class RiskEngine:
             at: As in `score`.
 
         Returns:
-            Arrow table, a row a user: `user_id`; `count` int64; `sum` decimal128(38, decimals), exact; `score` float64; and UTC timestamps in ns:
-            `newest` counted transaction, null if none counts; `valid_until`, the last instant with the same transactions in the window if
-            nothing more arrives, null if that is for ever; `zero_at`, the first instant after `at` at which the window is empty, null if
-            it is empty already.
+            Arrow table, a row a user: `user_id`; `count` int64; `sum` decimal128(38, decimals), exact; `score` float64; and timestamps
+            in ns, UTC: `newest`, the newest transaction that counts, null if none does; `valid_until`, the last instant with the same
+            transactions in the window if nothing more arrives, null if that is for ever; `zero_at`, the first instant after `at` at
+            which the window is empty, null if it is empty already.
 
         Raises:
             TimeTooOldError, SchemaError: As in `score`.
@@ -560,16 +379,11 @@ class RiskEngine:
                 return self._table(*self._features_of_all(at_ns)).sort_by("user_id")
             array = _id_array(user_ids)[0]
             ids = ids_of(array, self.config.user_id)
-            features = Features.empty(len(ids))
             unknown = self._unknown(ids)
-            if at_ns is not None and self._kind is not None:
-                hashes, rows = split_rows(ids, unknown, self._keys, self.config.shards)
-                floor_ns = self._floor_ns()
-                self._each(
-                    rows,
-                    lambda shard, mine: shard.features(mine, shard.find(ids, hashes, mine), at_ns, floor_ns, features),
-                    len(ids),
-                )
+            if at_ns is None or self._kind is None:
+                features = Features.empty(len(ids))
+            else:
+                features = self._shards.features(ids, unknown, at_ns, self._clock_ns)
             return self._table(ids_to_arrow(ids), features)
 
     def top(self, k: int = 10, *, by: str = "score", at: Any = None) -> Any:
@@ -604,20 +418,9 @@ class RiskEngine:
         return table.take(order[: int(k)])
 
     def _features_of_all(self, at_ns: int | None) -> tuple[Any, Features]:
-        """Ids and features of all users with a retained transaction, shard by shard."""
         if at_ns is None or self._kind is None:
-            return pa.array([], pa.string() if self._kind is None else ids_to_arrow(_no_ids(self._kind)).type), Features.empty(0)
-        floor_ns = self._floor_ns()
-        kind = self._kind
-        slots_of = self._each([floor_ns] * len(self._shards), lambda shard, floor: shard.slots_retained(floor))
-        bounds = np.cumsum([0] + [len(slots) for slots in slots_of])
-        features = Features.empty(int(bounds[-1]))
-        work = [
-            (np.arange(bounds[i], bounds[i + 1], dtype=np.int32), slots) for i, slots in enumerate(slots_of)
-        ]
-        self._each(work, lambda shard, mine: shard.features(mine[0], mine[1], at_ns, floor_ns, features))
-        ids = [ids_to_arrow(shard.ids_of(slots, kind)) for shard, slots in zip(self._shards, slots_of, strict=True)]
-        return pa.concat_arrays(_same_type(ids)), features
+            return pa.array([], pa.string()), Features.empty(0)
+        return self._shards.features_of_all(self._kind, at_ns, self._clock_ns)
 
     def _table(self, ids: Any, features: Features) -> Any:
         kind = pa.decimal128(38, self.config.decimals)
@@ -675,17 +478,10 @@ class RiskEngine:
 
     def _entries(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Times and units of one user's retained transactions."""
-        nothing = np.empty(0, np.int64)
+        unknown = self._unknown(ids)
         if self._kind is None:
-            return nothing, nothing
-        hashes, rows = split_rows(ids, self._unknown(ids), self._keys, self.config.shards)
-        for shard, mine in zip(self._shards, rows, strict=True):
-            for slot in shard.find(ids, hashes, mine).tolist():
-                if slot >= 0:
-                    times, units = shard.entries(slot)
-                    retained = times >= self._floor_ns()
-                    return times[retained], units[retained]
-        return nothing, nothing
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        return self._shards.entries(ids, unknown, self._clock_ns)
 
     def _reason(self, times: NDArray[np.int64], first: np.intp, last: np.intp, total: Decimal) -> str:
         count = int(last - first)
@@ -715,34 +511,18 @@ class RiskEngine:
             if self._clock_ns is None:
                 return 0
             at_ns = self._clock_ns if at is None else min(self._clock_ns, self._instant_ns(at))
-            return self._expire(at_ns, self._kind)
-
-    def _expire(self, at_ns: int, kind: str | None) -> int:
-        floor_ns = max(at_ns - self.config.retention_ns, TIME_NS_MIN)
-        return sum(self._each([floor_ns] * len(self._shards), lambda shard, floor: shard.expire(floor, kind)))
-
-    def _sweep(self, moved_ns: int, rows: int) -> None:
-        """Expire some slots, in keeping with how far the clock has moved."""
-        self._sweep_debt = min(self._sweep_debt + _SWEEP_ROUNDS * moved_ns / max(self.config.retention_ns, 1), float(_SWEEP_ROUNDS))
-        used = sum(shard.slots_used for shard in self._shards)
-        slots = int(min(self._sweep_debt * used, _SWEEP_SLOTS_MAX))
-        if slots < min(used, rows, PIECE_ROWS) or slots == 0:
-            return  # not worth the call yet
-        self._sweep_debt -= slots / used
-        floor_ns, kind = self._floor_ns(), self._kind
-        shares = [1 + slots * shard.slots_used // used for shard in self._shards]
-        self._each(shares, lambda shard, share: shard.expire(floor_ns, kind, share), slots)
+            return self._shards.expire(at_ns, self._kind)
 
     def stats(self) -> Stats:
         """What the engine holds and has seen. Cost: a pass over all slots."""
         with self._lock:
             self._check_open()
-            users, transactions = self._retained()
+            users, transactions = self._shards.retained(self._clock_ns)
             return Stats(
                 users=users,
                 transactions=transactions,
                 clock=None if self._clock_ns is None else np.datetime64(self._clock_ns, "ns"),
-                bytes=sum(shard.bytes_used for shard in self._shards),
+                bytes=self._shards.bytes_used,
                 rows=self._rows,
                 accepted=int(self._rejected[0]),
                 rejected=_reason_counts(self._rejected),
@@ -756,26 +536,21 @@ class RiskEngine:
         """
         with self._lock:
             self._check_open()
-            users, transactions = self._retained()
-            floor_ns, kind = self._floor_ns(), self._kind
-            lanes = sum(self._each([floor_ns] * len(self._shards), lambda shard, floor: shard.digest(floor, kind)), np.zeros(2, np.uint64))
+            users, transactions = self._shards.retained(self._clock_ns)
+            lanes = self._shards.digest(self._clock_ns, self._kind)
             clock = "none" if self._clock_ns is None else self._clock_ns
             config = self.config
             text = (
                 f"riskring-1 {config.window_ns} {config.lateness_ns} {config.closed} {config.decimals} {clock} "
-                f"{users} {transactions} {int(lanes[0]):016x} {int(lanes[1]):016x}"
+                f"{users} {transactions} {lanes[0]:016x} {lanes[1]:016x}"
             )
             return hashlib.blake2b(text.encode("ascii"), digest_size=16).hexdigest()
-
-    def _retained(self) -> tuple[int, int]:
-        counts = self._each([self._floor_ns()] * len(self._shards), lambda shard, floor: shard.retained(floor))
-        return sum(users for users, _ in counts), sum(entries for _, entries in counts)
 
     def __len__(self) -> int:
         """Users with a retained transaction. Cost: a pass over all slots."""
         with self._lock:
             self._check_open()
-            return self._retained()[0]
+            return self._shards.retained(self._clock_ns)[0]
 
     def __bool__(self) -> bool:
         """An engine is true, also when it is empty."""
@@ -793,7 +568,7 @@ class RiskEngine:
         clock = "no rows yet" if self._clock_ns is None else f"clock {instant_text(self._clock_ns)}"
         config = self.config
         return (
-            f"RiskEngine(window={config.window_ns / 1e9:g}s, closed={config.closed!r}, users={self._users_held():,} of {config.users:,}, "
+            f"RiskEngine(window={config.window_ns / 1e9:g}s, closed={config.closed!r}, users={self._shards.users:,} of {config.users:,}, "
             f"{clock}, {self._rows:,} rows)"
         )
 
@@ -807,10 +582,7 @@ class RiskEngine:
     def close(self) -> None:
         """Free memory and threads. The engine cannot be used afterwards."""
         with self._lock:
-            if self._pool is not None:
-                self._pool.shutdown()
-                self._pool = None
-            self._shards = []
+            self._shards.close()
             self._closed = True
 
     def __enter__(self) -> Self:
@@ -824,13 +596,6 @@ class RiskEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError("the engine is closed; make a new one")
-
-    def _users_held(self) -> int:
-        return sum(shard.users for shard in self._shards)
-
-    def _floor_ns(self) -> int:
-        """Transactions before it are no longer retained."""
-        return TIME_NS_MIN if self._clock_ns is None else max(self._clock_ns - self.config.retention_ns, TIME_NS_MIN)
 
     def _instant_ns(self, at: Any) -> int:
         when_ns = self._now() if isinstance(at, str) and at == "now" else instant_ns(at, "at", time_unit=None, error=ConfigError)
@@ -871,20 +636,6 @@ class RiskEngine:
             return unknown
         raise SchemaError(f"the engine's users have {self._kind} ids, asked for {ids.kind} ids; ask with ids of the same kind")
 
-    def _each(self, work: list[Any], task: Callable[[Shard, Any], Answer], rows: int | None = None) -> list[Answer]:
-        """Run a task on every shard with its share of the work, on threads when there is enough of it."""
-        if len(self._shards) == 1 or (rows is not None and rows < _THREADED_ROWS):
-            return [task(shard, share) for shard, share in zip(self._shards, work, strict=True)]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(len(self._shards), thread_name_prefix="riskring")
-        return list(self._pool.map(task, self._shards, work))
-
-
-def _shard_users(users: int, shards: int) -> int:
-    """Slots of one shard: its share of the users and eight standard deviations, but never more than all of them."""
-    share = users / shards
-    return min(users, int(share + 8 * share**0.5) + 64)
-
 
 def _check_kinds(ids: Ids, kind: str, column: str) -> None:
     if {kind, ids.kind} != {"int64", "uint64"}:
@@ -902,20 +653,6 @@ def _check_kinds(ids: Ids, kind: str, column: str) -> None:
         )
 
 
-def _slice(ids: Ids, first: int, last: int) -> Ids:
-    if len(ids) <= last - first:
-        return ids
-    valid = None if ids.valid is None else ids.valid[first:last]
-    if len(ids.offsets):
-        return Ids(ids.kind, ids.values, ids.offsets[first : last + 1], ids.data, valid)
-    return Ids(ids.kind, ids.values[first:last], ids.offsets, ids.data, valid)
-
-
-def _no_ids(kind: str) -> Ids:
-    nothing = np.zeros(0, np.int64)
-    return Ids(kind, nothing, np.zeros(1 if kind in ("string", "binary") else 0, np.int64), np.zeros(0, np.uint8), None)
-
-
 def _ids_of_one(user_id: Any, column: str) -> Ids:
     if isinstance(user_id, str | bytes):
         data = np.frombuffer(user_id.encode() if isinstance(user_id, str) else user_id, np.uint8)
@@ -924,7 +661,7 @@ def _ids_of_one(user_id: Any, column: str) -> Ids:
     if isinstance(user_id, int | np.integer) and not isinstance(user_id, bool) and -(2**63) <= user_id < 2**63:
         return Ids("int64", np.array([int(user_id)]), np.empty(0, np.int64), np.empty(0, np.uint8), None)
     try:
-        return ids_of(pa.array([user_id]), column)
+        return ids_of(_plain_array([user_id]), column)
     except (pa.ArrowException, OverflowError) as error:
         raise SchemaError(f"{column}={user_id!r} is not a user id; give an integer, a string or bytes") from error
 
@@ -940,19 +677,21 @@ def _id_array(user_ids: Any) -> tuple[Any, bool]:
             return pa.array(user_ids), True
         if isinstance(user_ids, str | bytes) or not hasattr(user_ids, "__iter__"):
             raise SchemaError(f"user_ids={user_ids!r} is not a list of ids; use score() for one user")
-        return pa.array(user_ids if isinstance(user_ids, np.ndarray) else list(user_ids)), False
+        return _plain_array(user_ids), False
     except (pa.ArrowException, TypeError, OverflowError) as error:
         raise SchemaError(f"user_ids cannot be an Arrow array: {error}; give integers, strings or bytes of one kind") from error
 
 
+def _plain_array(user_ids: Any) -> Any:
+    values = user_ids if isinstance(user_ids, np.ndarray) else list(user_ids)
+    try:
+        return pa.array(values)
+    except OverflowError:  # Arrow takes Python integers for int64 unless told otherwise
+        return pa.array(values, pa.uint64())
+
+
 def _times(times_ns: NDArray[np.int64]) -> Any:
     return pa.array(times_ns, mask=times_ns == NO_TIME).cast(pa.timestamp("ns", "UTC"))
-
-
-def _same_type(arrays: list[Any]) -> list[Any]:
-    """One Arrow type for all: the larger offsets, if any shard needed them."""
-    large = {pa.large_string(), pa.large_binary()} & {array.type for array in arrays}
-    return [array.cast(kind) for kind in large for array in arrays] or arrays
 
 
 def _with_reasons(columns: Columns, refused: NDArray[np.bool_]) -> Any:
@@ -974,9 +713,7 @@ def _merged(parts: list[IngestResult], wanted: bool, schema: Any) -> IngestResul
     return IngestResult(
         rows=sum(part.rows for part in parts),
         accepted=sum(part.accepted for part in parts),
-        rejected={
-            reason: count for reason in REASONS if (count := sum(part.rejected.get(reason, 0) for part in parts))
-        },
+        rejected={reason: count for reason in REASONS if (count := sum(part.rejected.get(reason, 0) for part in parts))},
         rounded=sum(part.rounded for part in parts),
         scores=scores if wanted else None,
         _rejects=tuple(batch for part in parts for batch in part._rejects),

@@ -79,12 +79,13 @@ class Index:
         control[at.SLOT_BITS] = slots_max.bit_length()
         control[at.ARENA_LIMIT] = min(len(self.arena) // 8, 2**31)
 
-    def room_for(self, ids: Ids) -> bool:
+    def room_for(self, batches: list[Ids]) -> bool:
         """Whether the arena can take all of these ids, even if each were new and none of its free records fitted."""
-        if not is_bytes(ids.kind):
-            return True
-        # A record has 4 bytes of length, is rounded up to 8, and above 512 bytes to a power of two.
-        worst = 2 * (int(ids.offsets[-1]) - int(ids.offsets[0])) + 16 * len(ids)
+        worst = 0
+        for ids in batches:
+            if is_bytes(ids.kind):
+                # A record has 4 bytes of length, is rounded up to 8, and above 512 bytes to a power of two.
+                worst += 2 * (int(ids.offsets[-1]) - int(ids.offsets[0])) + 16 * len(ids)
         return int(self.control[at.ARENA_NEXT]) + worst // 8 <= int(self.control[at.ARENA_LIMIT])
 
     def reserve(
@@ -115,9 +116,7 @@ class Index:
     def find(self, ids: Ids, hashes: NDArray[np.uint64], rows: NDArray[np.int32], memory: NDArray[np.int64]) -> NDArray[np.int32]:
         """Slots of the users of these rows; -1 for those it does not know."""
         slots = np.empty(len(rows), np.int32)
-        find_slots(
-            ids.values, ids.offsets, ids.data, is_bytes(ids.kind), hashes, rows, memory, self.table, self.control, self.arena, slots
-        )
+        find_slots(ids.values, ids.offsets, ids.data, is_bytes(ids.kind), hashes, rows, memory, self.table, self.control, self.arena, slots)
         return slots
 
     def ids_of(self, slots: NDArray[np.int32], kind: str, memory: NDArray[np.int64]) -> Ids:
@@ -155,9 +154,7 @@ class Index:
         """Assert I5-I7. Slow: for tests."""
         lines = int(self.control[at.TABLE_LINES])
         slot_mask = (1 << int(self.control[at.SLOT_BITS])) - 1
-        used = np.array(
-            [slot for slot in range(int(self.control[at.SLOTS_USED])) if memory[slot * at.LINE_WORDS + at.RING] != 0], np.int32
-        )
+        used = np.array([slot for slot in range(int(self.control[at.SLOTS_USED])) if memory[slot * at.LINE_WORDS + at.RING] != 0], np.int32)
         ids = self.ids_of(used, kind or "int64", memory)
         hashes, _ = split_rows(ids, np.zeros(len(used), np.uint8), self.keys, 1)
         cells = np.asarray(self.table).reshape(lines, at.BUCKET).astype(np.int64)

@@ -6,6 +6,7 @@ reader, and what is not used costs nothing. Pages are 4096-byte aligned, so ever
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
@@ -42,7 +43,8 @@ def reserved(words: int, dtype: Any, *, least: int | None = None) -> NDArray[Any
     least = words if least is None else least
     while True:
         try:
-            return _mapped(max(words, 1) * item_bytes).view(dtype)[:words]
+            area: NDArray[Any] = _mapped(max(words, 1) * item_bytes).view(dtype)
+            return area[:words]
         except (OSError, ValueError, OverflowError) as error:
             if words <= least:
                 raise CapacityError(
@@ -57,10 +59,8 @@ def _mapped(size: int) -> NDArray[np.uint8]:
         return np.frombuffer(mmap.mmap(-1, size), np.uint8)
     area = mmap.mmap(-1, size, flags=_ANONYMOUS | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     if size >= HUGE_FROM_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel without huge pages: small ones do, only slower
             area.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without huge pages: small ones do, only slower
     return np.frombuffer(area, np.uint8)
 
 

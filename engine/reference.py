@@ -28,7 +28,8 @@ from engine.config import AMOUNT_UNITS_MAX, REASONS, SUM_UNITS_MAX, TIME_NS_MAX,
 from engine.errors import CapacityError, TimeTooOldError
 
 if TYPE_CHECKING:
-    from engine.engine import IngestResult, RiskEngine
+    from engine.engine import RiskEngine
+    from engine.results import IngestResult
 
 User: TypeAlias = int | str | bytes
 Amount: TypeAlias = int | float | Decimal
@@ -434,7 +435,7 @@ def verify(data: Any, config: Config, *, wall_ns: int | None = None, progress: C
         >>> verify({"user_id": ["a", "a"], "amount": [1.5, 2.0], "timestamp": [0, 60]}, Config.of(time_unit="s"))
         Verification(rows=2, users=1, equal=True, difference=None)
     """
-    from engine.columns import read  # noqa: PLC0415 - the definition itself must stand without what it judges
+    from engine.sources import read  # noqa: PLC0415 - the definition itself must stand without what it judges
 
     if wall_ns is None:
         config = replace(config, max_ahead_ns=None)
@@ -487,7 +488,7 @@ def _engine(config: Config, wall_ns: int | None) -> RiskEngine:
         user_id=config.user_id,
         amount=config.amount,
         timestamp=config.timestamp,
-        now=lambda: wall_ns,
+        now=lambda: wall_ns or 0,  # not asked without max_ahead, which needs a wall clock here
     )
 
 
@@ -543,7 +544,7 @@ def plain_features(table: Any, decimals: int) -> list[tuple[User, Features]]:
 
 
 def plain_rows(batch: Any, config: Config) -> list[tuple[User | None, Amount | None, int | None]]:
-    """The rows of a RecordBatch from `columns.read` as plain Python values, each converted exactly and on its own.
+    """The rows of a RecordBatch from `sources.read` as plain Python values, each converted exactly and on its own.
 
     This is a second, slow implementation of what `columns.columns_of` does with whole columns.
     """

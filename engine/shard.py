@@ -261,8 +261,8 @@ class Shard:
             if capacity == 0:
                 continue
             count, start = line[at.SPAN] >> at.HALF_BITS, line[at.SPAN] & at.HALF_MASK
-            assert 1 <= count <= capacity and 0 <= start < capacity, f"I1: slot {slot}"
-            assert capacity >= 2 and capacity & (capacity - 1) == 0, f"I1: slot {slot}"
+            assert 1 <= count <= capacity > start >= 0, f"I1: slot {slot}"
+            assert capacity.bit_count() == 1 < capacity, f"I1: slot {slot}"
             times, units = self.entries(slot)
             assert (np.diff(times) >= 0).all(), f"I2: slot {slot}"
             assert abs(units).max() <= self.control[at.UNITS_MAX], f"I3, I8: slot {slot}"

@@ -21,7 +21,7 @@ import pyarrow.json
 import pyarrow.parquet
 import pytest
 
-from engine import cli, columns, reference
+from engine import cli, reference, sources
 from engine import generate as streams
 from engine.config import REASONS
 from engine.engine import RiskEngine
@@ -352,13 +352,13 @@ def test_failed_run_leaves_no_file_and_keeps_the_old_one(riskring, sample: Path,
 
 
 def test_interrupted_run_leaves_no_file(riskring, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = columns.read
+    real = sources.read
 
     def read_some(*arguments: object) -> object:
         yield next(real(*arguments))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(columns, "read", read_some)
+    monkeypatch.setattr(sources, "read", read_some)
     answer = riskring("run", sample, "-o", tmp_path / "scored.parquet")
     assert (answer.code, answer.err) == (130, "riskring: interrupted\n")
     assert os.listdir(tmp_path) == ["sample.parquet"]
@@ -382,7 +382,7 @@ def test_unexpected_error_is_one_line(riskring, sample: Path, monkeypatch: pytes
     def read_nothing(*_: object) -> object:
         raise RuntimeError("a bug\nin two lines")
 
-    monkeypatch.setattr(columns, "read", read_nothing)
+    monkeypatch.setattr(sources, "read", read_nothing)
     answer = riskring("run", sample)
     assert answer.code == 1
     assert "unexpected RuntimeError: a bug in two lines" in answer.err

@@ -6,13 +6,18 @@ from collections import defaultdict, deque
 from decimal import Decimal
 from fractions import Fraction
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
+from engine import reference as reference_module
 from engine.config import REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
+from engine.engine import RiskEngine
 from engine.errors import CapacityError, TimeTooOldError
-from engine.reference import Features, Reference, Row, nearest_float32, siphash, to_units
+from engine.reference import Features, Reference, Row, Verification, nearest_float32, plain_rows, siphash, to_units, verify
 
 S = 10**9  # nanoseconds in a second
 
@@ -540,7 +545,7 @@ def test_digest_known_answers() -> None:
     second = one + b"\x07" + bytes(7) + b"\xff" * 8
     lanes = [lane(index, b"\xc3\xa9", False, first, second) for index in (0, 1)]
     text = f"riskring-1 60000000000 60000000000 both 4 7 1 2 {lanes[0]:016x} {lanes[1]:016x}"
-    assert judge.digest() == blake2b(text.encode(), digest_size=16).hexdigest() == "5ce2eaf219675f4e0c36e5d9c79f4c21"
+    assert judge.digest() == blake2b(text.encode(), digest_size=16).hexdigest() == "a258d41e65d54712445623eda43f71dc"
 
     # Integer -1 is eight bytes ff, under keys of its own.
     judge = reference("1s", lateness="2s", closed="right", decimals=0)
@@ -548,7 +553,7 @@ def test_digest_known_answers() -> None:
     entry = zero + b"\x03" + bytes(7) + b"\x05" + bytes(7)
     lanes = [lane(index, b"\xff" * 8, True, entry) for index in (0, 1)]
     text = f"riskring-1 1000000000 2000000000 right 0 3 1 1 {lanes[0]:016x} {lanes[1]:016x}"
-    assert judge.digest() == blake2b(text.encode(), digest_size=16).hexdigest() == "26fc2e890e85b4293dc72aeeca1ceb23"
+    assert judge.digest() == blake2b(text.encode(), digest_size=16).hexdigest() == "05ed934d2ad8bfc0d79119e125302a52"
 
 
 def test_digest_ignores_arrival_order_across_users_and_totals_but_not_ties_of_one_user() -> None:
@@ -667,3 +672,133 @@ def test_reference_code_drifts() -> None:
     assert deques.get_risk_score("alice") != 0.1
     assert judge.score("alice") == 0.1
     assert judge.ingest([("alice", 0.3, 61 * S)]) == [Row(None, 0.5 / 3)]
+
+
+# ------------------------------------------------------------------------------------- verify: engine against it
+
+
+CSV = """user_id,amount,timestamp
+007,1.50,1970-01-01T00:00:01
+7,0.12345,1970-01-01 00:00:01.000000001Z
+007,2.5e0,1970-01-01T02:00:02+02:00
+é,nan,1970-01-01
+é,x,1970-01-01
+,1,1970-01-01
+é,1e999999999,1970-01-01
+é,1e-400,1969-12-31T23:59:59
+é,-12345678901234567890.0e-19,1970-01-01T00:00
+é,+.5, 1970-01-01T00:00:03
+é,1,0000-02-29
+é,1,9999-12-31T23:59:59
+é,1,1900-02-29
+é,1,1970-01-01T24:00
+é,1,yesterday
+é,0.00000000000000000000000000000000000000000001,1970-01-01t00:00:03z
+"""
+
+
+def test_verify_of_a_csv_file(tmp_path: Path) -> None:
+    path = tmp_path / "payments.csv"
+    path.write_text(CSV)
+    assert verify(str(path), Config.of(shards=2)) == Verification(16, 3, True, None)
+
+
+def test_text_is_read_exactly(tmp_path: Path) -> None:
+    texts = {
+        "1.50": Decimal("1.50"),
+        "2.5e0": Decimal("2.5"),
+        "1e999999999": 10**400,
+        "1e-400": 5e-324,
+        "0e-400": 0.0,
+        "12345678901234567890e-1": 1234567890123456789.0,
+        "x": None,
+        "1_0": None,
+        "": None,
+    }
+    for text, wanted in texts.items():
+        assert reference_module._amount_of_text(text) == wanted
+    assert reference_module._amount_of_text("-INF") == float("-inf")
+    times = {
+        "1970-01-01": 0,
+        "1970-01-01T00:00:00.5-01:30": 5400 * S + S // 2,
+        "1969-12-31 23:59:59.999999999Z": -1,
+        "0000-01-01": -719_528 * 86_400 * S,  # days from 0000-01-01 to 1970-01-01 in the proleptic Gregorian calendar
+        "9999-12-31": 2_932_896 * 86_400 * S,
+        "2000-02-29T23": (11_016 * 24 + 23) * 3600 * S,
+        "1900-02-29": None,
+        "1970-01-01T24:00": None,
+        "1970-01-01T00:00+24:00": None,
+        "1970-01-01T00:00:00.": None,
+        "5": None,
+    }
+    for text, wanted_ns in times.items():
+        assert reference_module._time_ns_of_text(text, None) == wanted_ns, text
+    assert reference_module._time_ns_of_text("-5", 1000) == -5000
+    assert reference_module._time_ns_of_text("1970-01-02", 1000) == 86_400 * S
+
+
+def test_plain_rows_of_every_type_of_time() -> None:
+    day = 86_400 * S
+    columns = [
+        (pa.array([1, None], pa.timestamp("ms", "UTC")), [10**6, None]),
+        (pa.array([1, None], pa.date32()), [day, None]),
+        (pa.array([day // 10**6, None], pa.date64()), [day, None]),
+        (pa.array([1, None], pa.uint32()), [10**9, None]),
+        (pa.nulls(2), [None, None]),
+    ]
+    for column, wanted in columns:
+        batch = pa.record_batch({"user_id": pa.array(["a", "b"]), "amount": pa.array([Decimal("1.5"), None]), "timestamp": column})
+        assert [row[2] for row in plain_rows(batch, Config.of(time_unit="s"))] == wanted
+        assert verify(batch, Config.of(time_unit="s")).equal
+
+
+def test_verify_reports_progress_and_raises_when_both_are_full(tmp_path: Path) -> None:
+    table = pa.table({"user_id": [1, 2, 3], "amount": [1, 2, 3], "timestamp": pa.array([0, 0, 0], pa.timestamp("s"))})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    seen: list[int] = []
+    assert verify([tmp_path / "a.parquet", tmp_path / "a.parquet"], Config.of(), progress=seen.append).rows == 6
+    assert seen == [3, 6]
+    with pytest.raises(CapacityError):
+        verify(table, Config.of(users=2, shards=1))
+
+
+def test_verify_takes_the_wall_clock_it_is_given() -> None:
+    table = pa.table({"user_id": [1], "amount": [1], "timestamp": pa.array([11 * S], pa.timestamp("ns"))})
+    assert verify(table, Config.of(), wall_ns=0) == Verification(1, 0, True, None)  # in the future for both
+    assert verify(table, Config.of(), wall_ns=S) == Verification(1, 1, True, None)
+    assert verify(table, Config.of()) == Verification(1, 1, True, None)
+
+
+def test_verify_finds_each_kind_of_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checker is shown to fail: one side is bent, and the text names the row, what was found and what was wanted."""
+    rows = {"user_id": ["a", "b", "a"], "amount": [1.0, 0.00001, 4.0], "timestamp": [0, 10, 60]}
+    config = Config.of(time_unit="s", shards=1)
+
+    def difference(bent: type, name: str, replacement: Any) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(bent, name, replacement)
+            found = verify(rows, config)
+        assert not found.equal
+        return str(found.difference)
+
+    ingest, right = Reference.ingest, reference("60s", closed="right")
+
+    def bent_rows(judge: Reference, *args: Any, **options: Any) -> list[Row]:
+        judge.config = right.config
+        return ingest(judge, *args, **options)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise CapacityError("full")
+
+    assert difference(Reference, "ingest", bent_rows) == "batch 0, row 2 ('a', 4.0, 60000000000): found score 2.5, wanted score 4.0"
+    late = [Row(None, 1.0), Row("late", None), Row(None, 2.5)]
+    row_1 = "batch 0, row 1 ('b', 1e-05, 10000000000): found score 0.0, wanted reason late"
+    assert difference(Reference, "ingest", lambda *_, **__: late) == row_1
+    assert difference(Reference, "ingest", full) == "batch 0, found no error, wanted CapacityError"
+    assert difference(RiskEngine, "ingest", full) == "batch 0, found CapacityError, wanted no error"
+    assert difference(RiskEngine, "digest", lambda _: "0" * 32).startswith("digest: found 00000000000000000000000000000000, wanted ")
+    unrounded = [Row(None, 1.0), Row(None, 0.0), Row(None, 2.5)]
+    assert difference(Reference, "ingest", lambda *_, **__: unrounded) == "batch 0, total of rows accepted: found 3, wanted 0"
+    assert difference(Reference, "users", lambda _: ["a", "b", "c"]) == "users with a retained transaction: found 2, wanted 3"
+    nobody = Features(0, 0, 0.0, None, None, None)
+    assert difference(Reference, "features", lambda *_: nobody).startswith("features at the clock: found ('a', Features(count=2, ")

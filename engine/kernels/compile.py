@@ -38,6 +38,10 @@ def column(dtype: Any) -> Any:
 I64, U64, U32, I32, U8, F64 = (array(t) for t in (i64, u64, types.uint32, types.int32, types.uint8, f64))
 I64_IN, U64_IN, I32_IN, U8_IN = (column(t) for t in (i64, u64, types.int32, types.uint8))
 
+#: `_nrt=False`: kernels make and keep no arrays, so Numba need not count references to them; each count is an atomic instruction, and
+#: there were several per row. `error_model`: a division by zero, which no kernel does, need not be looked out for.
+_FLAGS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
+
 #: Every compiled kernel, by name: a test asserts that each has one signature.
 KERNELS: dict[str, Any] = {}
 
@@ -50,16 +54,16 @@ def kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
         if numba.config.DISABLE_JIT:
             return function
         try:
-            dispatcher = numba.njit(signature, nogil=True, cache=True)(function)
+            dispatcher = numba.njit(signature, cache=True, **_FLAGS)(function)
         except RuntimeError as error:  # Numba found no writable folder for its cache
             if "cannot cache function" not in str(error):
                 raise
             warnings.warn(
-                "riskring compiles at every start (some seconds): no folder for compiled code is writable; set NUMBA_CACHE_DIR to one that is",
+                "riskring compiles at every start, which takes seconds: no folder for compiled code is writable; set NUMBA_CACHE_DIR",
                 RuntimeWarning,
                 stacklevel=2,
             )
-            dispatcher = numba.njit(signature, nogil=True)(function)
+            dispatcher = numba.njit(signature, **_FLAGS)(function)
         KERNELS[function.__name__] = dispatcher
         return dispatcher
 
@@ -67,7 +71,7 @@ def kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 #: Small functions that kernels share; LLVM inlines them.
-inline = numba.njit(nogil=True)
+inline = numba.njit(forceinline=True, **_FLAGS)
 
 
 @intrinsic  # type: ignore[misc, unused-ignore]
@@ -78,9 +82,7 @@ def _prefetch(typing_context: Any, target: Any, position: Any) -> Any:
         holder = context.make_array(signature.args[0])(context, builder, arguments[0])
         pointer = builder.gep(holder.data, [arguments[1]])
         address = builder.bitcast(pointer, cgutils.voidptr_t)
-        kind = cgutils.ir.FunctionType(
-            cgutils.ir.VoidType(), [cgutils.voidptr_t, cgutils.int32_t, cgutils.int32_t, cgutils.int32_t]
-        )
+        kind = cgutils.ir.FunctionType(cgutils.ir.VoidType(), [cgutils.voidptr_t, cgutils.int32_t, cgutils.int32_t, cgutils.int32_t])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         read_or_write, locality, data_cache = (cgutils.int32_t(value) for value in (1, 3, 1))
         builder.call(function, [address, read_or_write, locality, data_cache])
@@ -89,13 +91,9 @@ def _prefetch(typing_context: Any, target: Any, position: Any) -> Any:
     return signature, codegen
 
 
-@inline
-def prefetch(target: Any, position: Any) -> None:
-    """Ask for the memory line of `target[position]`, to be written; never faults, never waits."""
-    _prefetch(target, position)
+def _no_prefetch(target: Any, position: Any) -> None:
+    """What an uncompiled kernel, which is plain Python, does instead."""
 
 
-if numba.config.DISABLE_JIT:  # uncompiled kernels run as plain Python, where there is nothing to prefetch
-
-    def prefetch(target: Any, position: Any) -> None:
-        """Do nothing."""
+#: prefetch(target, position): ask for the memory line of target[position], to be written. Never faults, never waits.
+prefetch: Any = _no_prefetch if numba.config.DISABLE_JIT else _prefetch

@@ -1,7 +1,7 @@
 """Exact arithmetic on windows: wide sums, and the score as a correctly rounded quotient.
 
-A window's sum nearly always fits int64, and then it is one subtraction of prefix sums. Whether it does is known beforehand: `count` entries of
-at most UNITS_MAX each cannot leave int64 while count <= SAFE_COUNT. Else the units are added up one by one as 128-bit integers.
+A window's sum nearly always fits int64, and then it is one subtraction of prefix sums. Whether it does is known beforehand: `count`
+entries of at most UNITS_MAX each cannot leave int64 while count <= SAFE_COUNT. Else the units are added up one by one in two halves.
 """
 
 import numpy as np

@@ -61,7 +61,7 @@ BUCKET = 16
 DISPLACED = 1 << 31
 
 #: Rows that a prefetch runs ahead of its use.
-AHEAD = 12
+AHEAD = 24
 
 TIME_MIN = -(2**63) + 1
 INT64_MAX = 2**63 - 1

@@ -324,6 +324,7 @@ def reserve_slots(
                 if control[SLOT_FREE] != 0:
                     slot = control[SLOT_FREE] - 1
                     control[SLOT_FREE] = memory[slot * LINE_WORDS + ID]
+                    prefetch(memory, max(control[SLOT_FREE] - 1, 0) * LINE_WORDS)
                 else:
                     slot = control[SLOTS_USED]
                     control[SLOTS_USED] += 1

@@ -3,7 +3,7 @@
 import numpy as np
 
 from engine.kernels.compile import F64, I32_IN, I64, I64_IN, U8, boolean, i64, inline, kernel, prefetch
-from engine.kernels.exact import before_of, entry_word, lower_bound, mean, minus, span_sum, upper_bound
+from engine.kernels.exact import entry_word, lower_bound, mean, minus, span_sum, upper_bound
 from engine.kernels.layout import (
     AHEAD,
     COUNT_MAX,
@@ -91,6 +91,7 @@ def ring_add(memory, control, capacity):
         return place
     place = control[RING_HEADS + larger]
     control[RING_HEADS + larger] = memory[2 * place]
+    prefetch(memory, 2 * control[RING_HEADS + larger])
     while larger > at:
         larger -= 1
         half = place + (1 << larger)
@@ -234,8 +235,7 @@ def append(memory, control, base, time, units, reach_ns):
             low += step
             step *= 2
         high = low + step
-        if high > count:
-            high = count
+        high = min(high, count)
         left = lower_bound(memory, place, capacity, start, low, high, floor_ns)
         word = entry_word(place, capacity, start, left)
         memory[base + LEFT] = left
@@ -264,8 +264,7 @@ def insert_late(memory, base, time, units, reach_ns):
     if capacity > INLINE_CAPACITY:
         left = memory[base + LEFT]
         if time >= minus(memory[base + NEWEST], reach_ns):
-            if at <= left:
-                left = at
+            left = min(at, left)
         else:
             left += 1
         word = entry_word(place, capacity, start, left)
@@ -345,16 +344,13 @@ def apply_rows(
         else:
             counted, left = insert_late(memory, base, time, amount, reach_ns)
         applied += 1
-        if count + 1 > control[COUNT_MAX]:
-            control[COUNT_MAX] = count + 1
+        control[COUNT_MAX] = max(control[COUNT_MAX], count + 1)
         if wanted:
             if in_order and capacity > INLINE_CAPACITY and counted <= control[SAFE_COUNT]:
                 difference = memory[base + TOTAL] - memory[base + LEFT_BEFORE]
                 high, low = difference >> HALF_BITS, difference & HALF_MASK
             else:
-                high, low = span_sum(
-                    memory, control, place, capacity, start, count + 1, memory[base + TOTAL], left, left + counted
-                )
+                high, low = span_sum(memory, control, place, capacity, start, count + 1, memory[base + TOTAL], left, left + counted)
             scores[row] = mean(high, low, counted * scale)
     control[ENTRIES] += applied
     return applied

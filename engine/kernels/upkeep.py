@@ -2,12 +2,14 @@
 
 import numpy as np
 
-from engine.kernels.compile import I32, I64, I64_IN, U8, U8_IN, U32, U64, U64_IN, boolean, i64, inline, kernel
+from engine.kernels.compile import I32, I64, U8, U8_IN, U32, U64, U64_IN, boolean, i64, inline, kernel, prefetch
 from engine.kernels.exact import before_of, entry_word, lower_bound
-from engine.kernels.hashing import U8_, U56, hash_bytes, sip_end, sip_start, sip_word
+from engine.kernels.hashing import U56, hash_bytes, sip_end, sip_start, sip_word
 from engine.kernels.layout import (
+    AHEAD,
     ARENA_FREE,
     ARENA_NEXT,
+    BUCKET,
     ENTRIES,
     HALF_BITS,
     HALF_MASK,
@@ -22,9 +24,10 @@ from engine.kernels.layout import (
     RING,
     SLOTS_USED,
     SPAN,
+    TABLE_LINES,
     TOTAL,
 )
-from engine.kernels.probing import arena_class, free_slot
+from engine.kernels.probing import arena_class, free_slot, home_of, slot_high
 from engine.kernels.rows import drop_oldest, move_ring, ring_remove
 
 U = np.uint64
@@ -49,11 +52,25 @@ def expired(memory, base, floor_ns):
     """How many of a user's entries are before `floor_ns`. Costs a ring line only if some may be."""
     capacity = memory[base + RING] >> PLACE_BITS
     count = memory[base + SPAN] >> HALF_BITS
-    if capacity > INLINE_CAPACITY and memory[base + LEFT] == 0:
-        # Nothing is older than the window of the newest entry; its left edge is the oldest entry.
-        if memory[base + LEFT_TIME] >= floor_ns:
-            return 0
+    # With LEFT = 0 the left edge of the newest entry's window is the oldest entry.
+    if capacity > INLINE_CAPACITY and memory[base + LEFT] == 0 and memory[base + LEFT_TIME] >= floor_ns:
+        return 0
     return lower_bound(memory, memory[base + RING] & PLACE_MASK, capacity, memory[base + SPAN] & HALF_MASK, 0, count, floor_ns)
+
+
+@inline
+def prefetch_expiry(memory, table, control, keys, slot, floor_ns, is_bytes):
+    """Ask for the lines that expiring this slot will touch: of the index if the user goes, of its ring if entries may."""
+    base = slot * LINE_WORDS
+    capacity = memory[base + RING] >> PLACE_BITS
+    if capacity == 0:
+        return
+    place = memory[base + RING] & PLACE_MASK
+    if newest_of(memory, base) < floor_ns:
+        prefetch(table, home_of(slot_high(memory, keys, slot, is_bytes), control[TABLE_LINES]) * BUCKET)
+        prefetch(memory, 2 * place)
+    elif capacity > INLINE_CAPACITY and (memory[base + LEFT] > 0 or memory[base + LEFT_TIME] < floor_ns):
+        prefetch(memory, entry_word(place, capacity, memory[base + SPAN] & HALF_MASK, memory[base + LEFT] >> 1))
 
 
 @kernel(i64, i64, i64, i64, i64, boolean, U64_IN, I64, U32, I64, U8)
@@ -75,6 +92,8 @@ def expire_slots(
     """
     freed = 0
     for slot in range(first, last):
+        if slot + AHEAD < last:
+            prefetch_expiry(memory, table, control, keys, slot + AHEAD, floor_ns, is_bytes)
         base = slot * LINE_WORDS
         capacity = memory[base + RING] >> PLACE_BITS
         if capacity == 0:

@@ -1,0 +1,341 @@
+"""All shards as one: rows and lookups are split by user, worked on side by side, and put together again.
+
+Which shard a user is in depends on the engine's secret and on the number of shards, and changes no result. Here it is also decided
+whether a batch fits (S13): nothing of it is applied before there is a slot for each of its users and room for its rings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from engine.capacity import users_peak
+from engine.columns import Columns, Ids, ids_of, ids_to_arrow
+from engine.config import TIME_NS_MIN, Config
+from engine.errors import CapacityError
+from engine.index import is_bytes, random_keys, split_rows
+from engine.shard import Features, Shard
+
+#: Rows looked up at a time: their slot lines are read twice, and should still be cached the second time.
+_LOOKUP_ROWS: Final = 1 << 14
+
+#: Fewer rows than this are not worth waking another thread for.
+_THREADED_ROWS: Final = 4096
+
+#: Slot lines looked at for expiry after a batch: twice round all users while the clock moves by one retention, so that a user's memory
+#: is back at most half a retention late; but at most so many per batch, which takes well below 10 ms.
+_SWEEP_ROUNDS: Final = 2
+_SWEEP_SLOTS_MAX: Final = 1 << 18
+
+Answer = TypeVar("Answer")
+Rows = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One record batch on its way into the shards."""
+
+    columns: Columns
+    clock_ns: NDArray[np.int64]  # (n,) the clock just after each row
+    admitted: int  # rows that passed all guards
+    hashes: NDArray[np.uint64]  # (n,)
+    rows: list[Rows]  # those rows, for each shard, in arrival order
+    scores: NDArray[np.float64] | None  # (n,) where to write scores, if they are wanted
+
+
+class Shards:
+    """The users of one engine, spread over its shards."""
+
+    def __init__(self, config: Config) -> None:
+        self.config: Final = config
+        self._keys = random_keys()
+        self._pool: ThreadPoolExecutor | None = None
+        self._sweep_debt = 0.0  # rounds over all slots that expiry is behind
+        slots_max = _slots_of_one(config.users, config.shards)
+        self._shards = [Shard(config, slots_max, self._keys) for _ in range(config.shards)]
+
+    def __iter__(self) -> Iterator[Shard]:
+        return iter(self._shards)
+
+    @property
+    def users(self) -> int:
+        """Slots in use, those of users whose last transaction has expired included."""
+        return sum(shard.users for shard in self._shards)
+
+    @property
+    def bytes_used(self) -> int:
+        """Memory of the state that has been touched."""
+        return sum(shard.bytes_used for shard in self._shards)
+
+    # ---- rows in -------------------------------------------------------------------------------------------------------------
+
+    def route(self, columns: Columns, clock_ns: NDArray[np.int64], admitted: int, wanted: bool) -> Piece:
+        """Split the rows that passed the guards by shard."""
+        hashes, rows = self._split(columns.ids, columns.reasons)
+        scores = np.empty(len(columns), np.float64) if wanted else None
+        return Piece(columns, clock_ns, admitted, hashes, rows, scores)
+
+    def apply(self, pieces: list[Piece], kind: str, clock_ns: int | None) -> None:
+        """A slot for each user, then rows into rings.
+
+        Args:
+            pieces: What is applied whole or not at all.
+            kind: Kind of its ids.
+            clock_ns: The clock before it.
+
+        Raises:
+            CapacityError: It does not fit; nothing of it was applied.
+        """
+        rows = sum(piece.admitted for piece in pieces)
+        self._check_memory(pieces, rows)
+        if self.users + rows > self.config.users:
+            self._apply_tight(pieces, kind, clock_ns)
+            return
+        for piece in pieces:  # slot lines found for a piece are still cached when its rows are applied
+            slots = self._reserve(piece, kind)
+            if slots is None:  # one shard got far more than its share of the users
+                self._apply_tight([piece], kind, clock_ns)
+            else:
+                self._put(piece, slots)
+
+    def _apply_tight(self, pieces: list[Piece], kind: str, clock_ns: int | None) -> None:
+        """As `apply`, for batches that may not fit: users whose transactions have expired make room first."""
+        if self._apply_reserved(pieces, kind):
+            return
+        if clock_ns is not None:
+            self.expire(clock_ns, kind)
+        if self._apply_reserved(pieces, kind):
+            return
+        peak = self._users_peak(pieces, clock_ns)
+        if peak > self.config.users:
+            raise CapacityError(
+                f"the batch needs room for {peak:,} users with a retained transaction at a time, users={self.config.users:,} is the most; "
+                "nothing of it was applied; make the engine with more users, or use more partitions"
+            )
+        for piece in pieces:
+            self._apply_range(piece, 0, len(piece.columns), kind)
+
+    def _apply_reserved(self, pieces: list[Piece], kind: str) -> bool:
+        """Slots for all pieces, then their rows; False, and nothing changed, if there are not enough slots."""
+        reserved: list[list[Rows]] = []
+        for piece in pieces:
+            slots = self._reserve(piece, kind)
+            if slots is None:
+                for done in reserved:
+                    self._release(done, kind)
+                return False
+            reserved.append(slots)
+        for piece, slots in zip(pieces, reserved, strict=True):
+            self._put(piece, slots)
+        return True
+
+    def _apply_range(self, piece: Piece, first: int, last: int, kind: str) -> None:
+        """Apply the rows [first, last) of a piece that is known to fit as users come and go within it."""
+        rows = [mine[np.searchsorted(mine, first) : np.searchsorted(mine, last)] for mine in piece.rows]
+        earliest = min((int(mine[0]) for mine in rows if len(mine)), default=None)
+        if earliest is None:
+            return
+        self.expire(int(piece.clock_ns[earliest]), kind)
+        part = Piece(piece.columns, piece.clock_ns, sum(map(len, rows)), piece.hashes, rows, piece.scores)
+        slots = self._reserve(part, kind)
+        if slots is not None:
+            self._put(part, slots)
+        elif part.admitted == 1:
+            raise CapacityError(
+                f"a shard is full before users={self.config.users:,} are; the rows before it were applied; use fewer shards or more users"
+            )
+        else:
+            middle = (first + last) // 2
+            self._apply_range(piece, first, middle, kind)
+            self._apply_range(piece, middle, last, kind)
+
+    def _reserve(self, piece: Piece, kind: str) -> list[Rows] | None:
+        """Slots of the piece's rows, per shard; None, and nothing changed, if there are not enough."""
+        ids, hashes = piece.columns.ids, piece.hashes
+        found = self._each(piece.rows, lambda shard, rows: shard.reserve(ids, hashes, rows), piece.admitted)
+        complete = all(done == len(rows) for (_, done), rows in zip(found, piece.rows, strict=True))
+        if complete and self.users <= self.config.users:
+            return [slots for slots, _ in found]
+        self._release([slots[:done] for slots, done in found], kind)
+        return None
+
+    def _release(self, slots: list[Rows], kind: str) -> None:
+        for shard, reserved in zip(self._shards, slots, strict=True):
+            shard.release(reserved, len(reserved), kind)
+
+    def _put(self, piece: Piece, slots: list[Rows]) -> None:
+        self._each(
+            list(zip(piece.rows, slots, strict=True)),
+            lambda shard, mine: shard.apply(piece.columns, piece.clock_ns, mine[0], mine[1], piece.scores),
+            piece.admitted,
+        )
+
+    def _check_memory(self, pieces: list[Piece], rows: int) -> None:
+        for shard in self._shards:
+            if not shard.room_for(rows):
+                raise CapacityError(
+                    f"no room for the rings of {rows:,} rows more: memory is full of retained transactions, or one user has 2**26 of them; "
+                    "nothing of the batch was applied; use a shorter window or lateness, or more partitions"
+                )
+            if not shard.index.room_for([piece.columns.ids for piece in pieces]):
+                raise CapacityError(
+                    "no room for the bytes of the batch's user ids; nothing of it was applied; use shorter ids or more partitions"
+                )
+
+    def _users_peak(self, pieces: list[Piece], clock_ns: int | None) -> int:
+        """Most users with a retained transaction just after any row of a batch."""
+        admitted = [np.flatnonzero(piece.columns.reasons == 0) for piece in pieces]
+        ids = [ids_to_arrow(piece.columns.ids).take(pa.array(rows)) for piece, rows in zip(pieces, admitted, strict=True)]
+        encoded = pa.concat_arrays(_same_type(ids)).dictionary_encode()
+        distinct = ids_of(encoded.dictionary, self.config.user_id)
+        hashes, rows_of = self._split(distinct, np.zeros(len(distinct), np.uint8))
+        users = np.full(len(distinct), -1)
+        newest_of, held = [], 0
+        for shard, rows in zip(self._shards, rows_of, strict=True):
+            slots = shard.slots_retained(self._floor_ns(clock_ns))
+            number_of = np.full(shard.slots_used + 1, -1)  # the last element is that of slot -1: unknown
+            number_of[slots] = held + np.arange(len(slots))
+            users[rows] = number_of[shard.find(distinct, hashes, rows)]
+            newest_of.append(shard.newest(slots))
+            held += len(slots)
+        users[users < 0] = held + np.arange(int((users < 0).sum()))
+        return users_peak(
+            users[encoded.indices.to_numpy()],
+            np.concatenate([piece.columns.time_ns[rows] for piece, rows in zip(pieces, admitted, strict=True)]),
+            np.concatenate([piece.clock_ns[rows] for piece, rows in zip(pieces, admitted, strict=True)]),
+            self.config.retention_ns,
+            np.concatenate(newest_of),
+        )
+
+    # ---- scores out ----------------------------------------------------------------------------------------------------------
+
+    def scores(self, ids: Ids, unknown: NDArray[np.uint8], at_ns: int) -> NDArray[np.float64]:
+        """Scores of users at an instant; 0.0 where `unknown` is set."""
+        scores = np.zeros(len(ids), np.float64)
+        rows_each = _LOOKUP_ROWS * len(self._shards)
+        for first in range(0, len(ids), rows_each):
+            part, out = _slice(ids, first, first + rows_each), scores[first : first + rows_each]
+            hashes, rows = self._split(part, unknown[first : first + rows_each])
+
+            def look(shard: Shard, mine: Rows, part: Ids = part, hashes: Any = hashes, out: Any = out) -> None:
+                shard.scores(mine, shard.find(part, hashes, mine), at_ns, out)
+
+            self._each(rows, look, len(part))
+        return scores
+
+    def features(self, ids: Ids, unknown: NDArray[np.uint8], at_ns: int, clock_ns: int | None) -> Features:
+        """Features of users at an instant, those of unknown users where `unknown` is set."""
+        features = Features.empty(len(ids))
+        floor_ns = self._floor_ns(clock_ns)
+        hashes, rows = self._split(ids, unknown)
+        self._each(rows, lambda shard, mine: shard.features(mine, shard.find(ids, hashes, mine), at_ns, floor_ns, features), len(ids))
+        return features
+
+    def features_of_all(self, kind: str, at_ns: int, clock_ns: int | None) -> tuple[Any, Features]:
+        """Arrow ids and features of all users with a retained transaction, in no particular order."""
+        floor_ns = self._floor_ns(clock_ns)
+        slots_of = self._all(lambda shard: shard.slots_retained(floor_ns))
+        bounds = np.cumsum([0] + [len(slots) for slots in slots_of])
+        features = Features.empty(int(bounds[-1]))
+        work = [(np.arange(first, first + len(slots), dtype=np.int32), slots) for first, slots in zip(bounds[:-1], slots_of, strict=True)]
+        self._each(work, lambda shard, mine: shard.features(mine[0], mine[1], at_ns, floor_ns, features), int(bounds[-1]))
+        ids = [ids_to_arrow(shard.ids_of(slots, kind)) for shard, slots in zip(self._shards, slots_of, strict=True)]
+        return pa.concat_arrays(_same_type(ids)), features
+
+    def entries(self, ids: Ids, unknown: NDArray[np.uint8], clock_ns: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Times and units of one user's retained transactions, oldest first."""
+        hashes, rows = self._split(ids, unknown)
+        for shard, mine in zip(self._shards, rows, strict=True):
+            for slot in shard.find(ids, hashes, mine).tolist():
+                if slot >= 0:
+                    times, units = shard.entries(slot)
+                    retained = times >= self._floor_ns(clock_ns)
+                    return times[retained], units[retained]
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+
+    # ---- upkeep --------------------------------------------------------------------------------------------------------------
+
+    def expire(self, clock_ns: int, kind: str | None) -> int:
+        """Free all entries that no exact lookup can need when the clock is there. Returns how many."""
+        floor_ns = self._floor_ns(clock_ns)
+        return sum(self._all(lambda shard: shard.expire(floor_ns, kind)))
+
+    def sweep(self, clock_ns: int, moved_ns: int, rows: int, kind: str | None) -> None:
+        """Expire some slots, in keeping with how far the clock has moved."""
+        debt = self._sweep_debt + _SWEEP_ROUNDS * moved_ns / max(self.config.retention_ns, 1)
+        self._sweep_debt = min(debt, float(_SWEEP_ROUNDS))
+        used = sum(shard.slots_used for shard in self._shards)
+        slots = int(min(self._sweep_debt * used, _SWEEP_SLOTS_MAX))
+        if slots == 0 or slots < min(used, rows):
+            return  # not worth the call yet
+        self._sweep_debt -= slots / used
+        floor_ns = self._floor_ns(clock_ns)
+        shares = [1 + slots * shard.slots_used // used for shard in self._shards]
+        self._each(shares, lambda shard, share: shard.expire(floor_ns, kind, share), slots)
+
+    def retained(self, clock_ns: int | None) -> tuple[int, int]:
+        """Users with a retained transaction, and retained transactions."""
+        floor_ns = self._floor_ns(clock_ns)
+        counts = self._all(lambda shard: shard.retained(floor_ns))
+        return sum(users for users, _ in counts), sum(entries for _, entries in counts)
+
+    def digest(self, clock_ns: int | None, kind: str | None) -> tuple[int, int]:
+        """Sums of the hashes of all retained transactions, in two lanes."""
+        floor_ns = self._floor_ns(clock_ns)
+        lanes = sum(self._all(lambda shard: shard.digest(floor_ns, kind)), np.zeros(2, np.uint64))
+        return int(lanes[0]), int(lanes[1])
+
+    def close(self) -> None:
+        """Free memory and threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        self._shards = []
+
+    # ---- shared --------------------------------------------------------------------------------------------------------------
+
+    def _floor_ns(self, clock_ns: int | None) -> int:
+        """Transactions before it are no longer retained."""
+        return TIME_NS_MIN if clock_ns is None else max(clock_ns - self.config.retention_ns, TIME_NS_MIN)
+
+    def _split(self, ids: Ids, reasons: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], list[Rows]]:
+        return split_rows(ids, reasons, self._keys, len(self._shards))
+
+    def _all(self, task: Callable[[Shard], Answer]) -> list[Answer]:
+        """Run a task on every shard that passes over all of its slots."""
+        return self._each([None] * len(self._shards), lambda shard, _: task(shard), sum(shard.slots_used for shard in self._shards))
+
+    def _each(self, work: list[Any], task: Callable[[Shard, Any], Answer], rows: int) -> list[Answer]:
+        """Run a task on every shard with its share of the work, on threads when there are rows enough."""
+        if len(self._shards) == 1 or rows < _THREADED_ROWS:
+            return [task(shard, share) for shard, share in zip(self._shards, work, strict=True)]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(len(self._shards), thread_name_prefix="riskring")
+        return list(self._pool.map(task, self._shards, work))
+
+
+def _slots_of_one(users: int, shards: int) -> int:
+    """Slots of one shard: its share of the users and eight standard deviations, but never more than all of them."""
+    share = users / shards
+    return min(users, int(share + 8 * share**0.5) + 64)
+
+
+def _slice(ids: Ids, first: int, last: int) -> Ids:
+    if first == 0 and len(ids) <= last:
+        return ids
+    valid = None if ids.valid is None else ids.valid[first:last]
+    if is_bytes(ids.kind):
+        return Ids(ids.kind, ids.values, ids.offsets[first : last + 1], ids.data, valid)
+    return Ids(ids.kind, ids.values[first:last], ids.offsets, ids.data, valid)
+
+
+def _same_type(arrays: list[Any]) -> list[Any]:
+    """One Arrow type for all: the larger offsets, if any of them needed these."""
+    large = {pa.large_string(), pa.large_binary()} & {array.type for array in arrays}
+    return [array.cast(kind) for kind in large for array in arrays] or arrays
