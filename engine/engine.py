@@ -169,9 +169,7 @@ class RiskEngine:
             admitted.append(piece)
         if kind is not None and clock_ns is not None:
             self._shards.apply(admitted, kind, self._clock_ns)
-            moved_ns = 0 if self._clock_ns is None else clock_ns - self._clock_ns
             self._kind, self._clock_ns = kind, clock_ns
-            self._shards.sweep(clock_ns, moved_ns, sum(piece.admitted for piece in admitted), kind)
         return admitted
 
     def _kind_after(self, pieces: list[Columns]) -> str | None:
@@ -189,7 +187,7 @@ class RiskEngine:
     def _latest_ns(self) -> int:
         if self.config.max_ahead_ns is None:
             return TIME_NS_MAX
-        return min(self._now() + self.config.max_ahead_ns, TIME_NS_MAX)
+        return max(min(self._now() + self.config.max_ahead_ns, TIME_NS_MAX), TIME_NS_MIN - 1)
 
     def _admit(self, columns: Columns, clock_ns: int | None, latest_ns: int, wanted: bool) -> tuple[Piece, int | None]:
         """Let rows pass the guards of the clock (S6-S8), and split those that do by shard."""
@@ -221,7 +219,7 @@ class RiskEngine:
             refused = columns.reasons != 0 if here[0] < len(columns) else None
             rounded += int(columns.rounded.sum() if refused is None else columns.rounded[~refused].sum())
             if wanted:
-                scores.append(pa.array(piece.scores, mask=refused))
+                scores.append(_arrow(piece.scores, pa.float64(), refused))
             if refused is not None:
                 rejects.append(_with_reasons(columns, refused))
         self._rejected += counts
@@ -336,7 +334,7 @@ class RiskEngine:
             scores = self._scores(ids, at)
         nulls = None if ids.valid is None else ~ids.valid
         if arrow:
-            return pa.array(scores, mask=nulls)
+            return _arrow(scores, pa.float64(), nulls)
         if nulls is not None:
             scores[nulls] = np.nan
         return scores
@@ -414,8 +412,8 @@ class RiskEngine:
             ids, features = self._features_of_all(self._at_ns(at))
             table = self._table(ids, features)
         table = table.filter(pc.greater(table["count"], 0))
-        order = pc.sort_indices(table, sort_keys=[(by, "descending"), ("user_id", "ascending")])
-        return table.take(order[: int(k)])
+        order = pc.select_k_unstable(table, min(int(k), len(table)), sort_keys=[(by, "descending"), ("user_id", "ascending")])
+        return table.take(order)
 
     def _features_of_all(self, at_ns: int | None) -> tuple[Any, Features]:
         if at_ns is None or self._kind is None:
@@ -428,9 +426,9 @@ class RiskEngine:
         return pa.table(
             {
                 "user_id": ids,
-                "count": features.counts,
+                "count": _arrow(features.counts, pa.int64()),
                 "sum": sums,
-                "score": features.scores,
+                "score": _arrow(features.scores, pa.float64()),
                 "newest": _times(features.newest),
                 "valid_until": _times(features.valid_until),
                 "zero_at": _times(features.zero_at),
@@ -690,14 +688,20 @@ def _plain_array(user_ids: Any) -> Any:
         return pa.array(values, pa.uint64())
 
 
+def _arrow(values: Any, kind: Any, nulls: NDArray[np.bool_] | None = None) -> Any:
+    """An Arrow array over NumPy memory. `pyarrow.array` would first import pandas, where that is installed."""
+    bitmap = None if nulls is None else pa.py_buffer(np.packbits(~nulls, bitorder="little"))
+    return pa.Array.from_buffers(kind, len(values), [bitmap, pa.py_buffer(values)])
+
+
 def _times(times_ns: NDArray[np.int64]) -> Any:
-    return pa.array(times_ns, mask=times_ns == NO_TIME).cast(pa.timestamp("ns", "UTC"))
+    return _arrow(times_ns, pa.timestamp("ns", "UTC"), times_ns == NO_TIME)
 
 
 def _with_reasons(columns: Columns, refused: NDArray[np.bool_]) -> Any:
-    rows = columns.batch.filter(pa.array(refused))
-    names = pa.array(REASONS, pa.string())
-    reasons = names.take(pa.array(columns.reasons[refused].astype(np.int64) - 1))
+    places = np.flatnonzero(refused)
+    rows = columns.batch.take(_arrow(places, pa.int64()))
+    reasons = pa.array(REASONS, pa.string()).take(_arrow(columns.reasons[places].astype(np.int64) - 1, pa.int64()))
     return pa.RecordBatch.from_arrays([*rows.columns, reasons], schema=rows.schema.append(pa.field("reason", pa.string())))
 
 

@@ -37,6 +37,8 @@ def instant_ns(value: Any, name: str, *, time_unit: str | None, error: type[Engi
         if pa.types.is_timestamp(value.type):
             return int(value.value) * TIME_UNIT_NS[value.type.unit]
         value = value.as_py()
+    if hasattr(value, "to_datetime64"):  # a pandas Timestamp is a datetime that has nanoseconds besides
+        value = value.to_datetime64()
     if isinstance(value, datetime.datetime):
         zoned = value.replace(tzinfo=datetime.UTC) if value.tzinfo is None else value
         since = zoned - _EPOCH

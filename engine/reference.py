@@ -429,7 +429,7 @@ def verify(data: Any, config: Config, *, wall_ns: int | None = None, progress: C
         CapacityError: Both find that there are more users than `config.users`.
 
     Cost:
-        About 10 microseconds a row for users with few retained transactions, and about 500 bytes per user.
+        About 15 microseconds a row for users with few retained transactions, and about 500 bytes per user.
 
     Example:
         >>> verify({"user_id": ["a", "a"], "amount": [1.5, 2.0], "timestamp": [0, 60]}, Config.of(time_unit="s"))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.columns import Columns, Ids
-from engine.config import REASONS, RING_CAPACITY_MAX, Config
+from engine.config import REASONS, RING_CAPACITY_MAX, TIME_NS_MIN, Config
 from engine.index import Index, is_bytes
 from engine.kernels import (
     apply_rows,
@@ -102,15 +102,15 @@ class Shard:
         rings = int(self.control[at.RING_NEXT]) - self._ring_base
         return 64 * self.slots_used + 16 * rings + self.index.bytes_used
 
-    def room_for(self, rows: int) -> bool:
-        """Whether ring memory certainly takes so many rows more, and no single ring can pass its greatest capacity."""
+    def room_for(self, rows: int, of_one: int) -> bool:
+        """Whether ring memory certainly takes so many rows more, at most `of_one` of one user, and no ring passes its greatest capacity."""
         control = self.control
         # A user's ring ends at no more than twice its entries, and the smaller rings on the way there add up to as much again.
         if int(control[at.RING_NEXT]) + 4 * (int(control[at.ENTRIES]) + rows) > int(control[at.RING_LIMIT]):
             return False
-        if int(control[at.COUNT_MAX]) + rows > RING_CAPACITY_MAX:
+        if int(control[at.COUNT_MAX]) + of_one > RING_CAPACITY_MAX:
             control[at.COUNT_MAX] = self._lines()[:, at.SPAN].max(initial=0) >> at.HALF_BITS
-        return int(control[at.COUNT_MAX]) + rows <= RING_CAPACITY_MAX
+        return int(control[at.COUNT_MAX]) + of_one <= RING_CAPACITY_MAX
 
     def reserve(self, ids: Ids, hashes: NDArray[np.uint64], rows: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
         """Slots of the users of these rows, made where they are new; and how many rows got one before all were in use."""
@@ -264,14 +264,14 @@ class Shard:
             assert 1 <= count <= capacity > start >= 0, f"I1: slot {slot}"
             assert capacity.bit_count() == 1 < capacity, f"I1: slot {slot}"
             times, units = self.entries(slot)
-            assert (np.diff(times) >= 0).all(), f"I2: slot {slot}"
+            assert (times[1:] >= times[:-1]).all(), f"I2: slot {slot}"
             assert abs(units).max() <= self.control[at.UNITS_MAX], f"I3, I8: slot {slot}"
             if capacity == at.INLINE_CAPACITY:
                 assert place == 4 * slot + 2, f"I8: slot {slot}"
             else:
                 blocks.append((place, capacity))
                 newest = int(times[-1])
-                left = int(np.searchsorted(times, newest - self.config.reach_ns))
+                left = int(np.searchsorted(times, max(newest - self.config.reach_ns, TIME_NS_MIN)))
                 assert (line[at.NEWEST], line[at.LEFT]) == (newest, left), f"I4: slot {slot}"
                 word = 2 * (place + (start + left) % capacity)
                 assert [line[at.LEFT_TIME], line[at.LEFT_BEFORE]] == self.memory[word : word + 2].tolist(), f"I4: slot {slot}"

@@ -13,11 +13,12 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from engine.capacity import users_peak
 from engine.columns import Columns, Ids, ids_of, ids_to_arrow
-from engine.config import TIME_NS_MIN, Config
+from engine.config import RING_CAPACITY_MAX, TIME_NS_MIN, Config
 from engine.errors import CapacityError
 from engine.index import is_bytes, random_keys, split_rows
 from engine.shard import Features, Shard
@@ -29,8 +30,9 @@ _LOOKUP_ROWS: Final = 1 << 14
 _THREADED_ROWS: Final = 4096
 
 #: Slot lines looked at for expiry after a batch: twice round all users while the clock moves by one retention, so that a user's memory
-#: is back at most half a retention late; but at most so many per batch, which takes well below 10 ms.
+#: is back at most half a retention late; at least so many at a time, and at most so many after a batch, which takes well below 10 ms.
 _SWEEP_ROUNDS: Final = 2
+_SWEEP_SLOTS_MIN: Final = 1 << 10
 _SWEEP_SLOTS_MAX: Final = 1 << 18
 
 Answer = TypeVar("Answer")
@@ -101,8 +103,12 @@ class Shards:
             slots = self._reserve(piece, kind)
             if slots is None:  # one shard got far more than its share of the users
                 self._apply_tight([piece], kind, clock_ns)
-            else:
-                self._put(piece, slots)
+                continue
+            self._put(piece, slots)
+            if piece.admitted:
+                after_ns = int(piece.clock_ns[-1])
+                self._sweep(after_ns, after_ns - (after_ns if clock_ns is None else clock_ns), kind)
+                clock_ns = after_ns
 
     def _apply_tight(self, pieces: list[Piece], kind: str, clock_ns: int | None) -> None:
         """As `apply`, for batches that may not fit: users whose transactions have expired make room first."""
@@ -177,8 +183,12 @@ class Shards:
         )
 
     def _check_memory(self, pieces: list[Piece], rows: int) -> None:
+        of_one = rows
+        if rows > RING_CAPACITY_MAX // 2:  # then it matters how many rows one user has at most
+            hashes = pa.chunked_array([pa.array(piece.hashes[piece.columns.reasons == 0]) for piece in pieces])
+            of_one = pc.max(hashes.value_counts().field("counts")).as_py()
         for shard in self._shards:
-            if not shard.room_for(rows):
+            if not shard.room_for(rows, of_one):
                 raise CapacityError(
                     f"no room for the rings of {rows:,} rows more: memory is full of retained transactions, or one user has 2**26 of them; "
                     "nothing of the batch was applied; use a shorter window or lateness, or more partitions"
@@ -266,13 +276,13 @@ class Shards:
         floor_ns = self._floor_ns(clock_ns)
         return sum(self._all(lambda shard: shard.expire(floor_ns, kind)))
 
-    def sweep(self, clock_ns: int, moved_ns: int, rows: int, kind: str | None) -> None:
+    def _sweep(self, clock_ns: int, moved_ns: int, kind: str) -> None:
         """Expire some slots, in keeping with how far the clock has moved."""
         debt = self._sweep_debt + _SWEEP_ROUNDS * moved_ns / max(self.config.retention_ns, 1)
         self._sweep_debt = min(debt, float(_SWEEP_ROUNDS))
         used = sum(shard.slots_used for shard in self._shards)
         slots = int(min(self._sweep_debt * used, _SWEEP_SLOTS_MAX))
-        if slots == 0 or slots < min(used, rows):
+        if slots == 0 or slots < min(used, _SWEEP_SLOTS_MIN):
             return  # not worth the call yet
         self._sweep_debt -= slots / used
         floor_ns = self._floor_ns(clock_ns)

@@ -7,16 +7,35 @@ entries of at most UNITS_MAX each cannot leave int64 while count <= SAFE_COUNT. 
 import numpy as np
 
 from engine.kernels.compile import inline
-from engine.kernels.layout import EXACT_FLOAT, HALF_BITS, HALF_MASK, SAFE_COUNT, TIME_MIN
+from engine.kernels.layout import EXACT_FLOAT, HALF_BITS, HALF_MASK, INT64_MAX, SAFE_COUNT, TIME_MIN
 
 
 @inline
 def minus(time_ns, duration_ns):
     """`time_ns - duration_ns`, not below the least time."""
-    earlier = time_ns - duration_ns
-    if earlier > time_ns or earlier < TIME_MIN:
+    if time_ns < TIME_MIN + duration_ns:
         return np.int64(TIME_MIN)
-    return earlier
+    return time_ns - duration_ns
+
+
+@inline
+def plus(time_ns, duration_ns):
+    """`time_ns + duration_ns`, not above the greatest time."""
+    if time_ns > INT64_MAX - duration_ns:
+        return np.int64(INT64_MAX)
+    return time_ns + duration_ns
+
+
+@inline
+def wrapped_sum(first, second):
+    """Sum modulo 2**64. Signed arithmetic must not wrap: LLVM takes it for granted that it does not."""
+    return np.int64(np.uint64(first) + np.uint64(second))
+
+
+@inline
+def wrapped_difference(first, second):
+    """Difference modulo 2**64."""
+    return np.int64(np.uint64(first) - np.uint64(second))
 
 
 @inline
@@ -67,15 +86,17 @@ def span_sum(memory, control, place, capacity, start, count, total, first, last)
     Cost: two entries; or, when the sum might not fit int64, all of them.
     """
     if last - first <= control[SAFE_COUNT]:
-        difference = before_of(memory, place, capacity, start, count, total, last) - before_of(
-            memory, place, capacity, start, count, total, first
+        difference = wrapped_difference(
+            before_of(memory, place, capacity, start, count, total, last),
+            before_of(memory, place, capacity, start, count, total, first),
         )
         return difference >> HALF_BITS, difference & HALF_MASK
     high = np.int64(0)
     low = np.int64(0)
     for index in range(first, last):
-        units = before_of(memory, place, capacity, start, count, total, index + 1) - before_of(
-            memory, place, capacity, start, count, total, index
+        units = wrapped_difference(
+            before_of(memory, place, capacity, start, count, total, index + 1),
+            before_of(memory, place, capacity, start, count, total, index),
         )
         high += units >> HALF_BITS
         low += units & HALF_MASK

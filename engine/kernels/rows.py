@@ -3,7 +3,7 @@
 import numpy as np
 
 from engine.kernels.compile import F64, I32_IN, I64, I64_IN, U8, boolean, i64, inline, kernel, prefetch
-from engine.kernels.exact import entry_word, lower_bound, mean, minus, span_sum, upper_bound
+from engine.kernels.exact import entry_word, lower_bound, mean, minus, span_sum, upper_bound, wrapped_difference, wrapped_sum
 from engine.kernels.layout import (
     AHEAD,
     COUNT_MAX,
@@ -211,7 +211,7 @@ def append(memory, control, base, time, units, reach_ns):
     word = entry_word(place, capacity, start, count)
     memory[word] = time
     memory[word + 1] = total
-    memory[base + TOTAL] = total + units
+    memory[base + TOTAL] = wrapped_sum(total, units)
     count += 1
     memory[base + SPAN] = count << HALF_BITS | start
     floor_ns = minus(time, reach_ns)
@@ -256,9 +256,9 @@ def insert_late(memory, base, time, units, reach_ns):
         source = entry_word(place, capacity, start, index - 1)
         target = entry_word(place, capacity, start, index)
         memory[target] = memory[source]
-        memory[target + 1] = memory[source + 1] + units
+        memory[target + 1] = wrapped_sum(memory[source + 1], units)
     memory[entry_word(place, capacity, start, at)] = time  # its `before` is that of the entry it moved out of the way
-    memory[base + TOTAL] += units
+    memory[base + TOTAL] = wrapped_sum(memory[base + TOTAL], units)
     count += 1
     memory[base + SPAN] = count << HALF_BITS | start
     if capacity > INLINE_CAPACITY:
@@ -347,7 +347,7 @@ def apply_rows(
         control[COUNT_MAX] = max(control[COUNT_MAX], count + 1)
         if wanted:
             if in_order and capacity > INLINE_CAPACITY and counted <= control[SAFE_COUNT]:
-                difference = memory[base + TOTAL] - memory[base + LEFT_BEFORE]
+                difference = wrapped_difference(memory[base + TOTAL], memory[base + LEFT_BEFORE])
                 high, low = difference >> HALF_BITS, difference & HALF_MASK
             else:
                 high, low = span_sum(memory, control, place, capacity, start, count + 1, memory[base + TOTAL], left, left + counted)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from engine.kernels.compile import I32, I64, U8, U8_IN, U32, U64, U64_IN, boolean, i64, inline, kernel, prefetch
-from engine.kernels.exact import before_of, entry_word, lower_bound
+from engine.kernels.exact import before_of, entry_word, lower_bound, wrapped_difference
 from engine.kernels.hashing import U56, hash_bytes, sip_end, sip_start, sip_word
 from engine.kernels.layout import (
     AHEAD,
@@ -231,7 +231,7 @@ def digest_lanes(
             key = user_hash(arena, memory[base + ID], is_bytes, U(lane))
             for index in range(first, count):
                 word = entry_word(place, capacity, start, index)
-                units = before_of(memory, place, capacity, start, count, total, index + 1) - memory[word + 1]
+                units = wrapped_difference(before_of(memory, place, capacity, start, count, total, index + 1), memory[word + 1])
                 v0, v1, v2, v3 = sip_start(key, U(lane))
                 v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, U(index - first))
                 v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, U(memory[word]))

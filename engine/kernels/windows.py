@@ -3,7 +3,7 @@
 import numpy as np
 
 from engine.kernels.compile import F64, I32_IN, I64, i64, inline, kernel, prefetch
-from engine.kernels.exact import entry_word, lower_bound, mean, minus, span_sum, upper_bound
+from engine.kernels.exact import entry_word, lower_bound, mean, minus, plus, span_sum, upper_bound, wrapped_difference
 from engine.kernels.layout import (
     AHEAD,
     HALF_BITS,
@@ -22,15 +22,6 @@ from engine.kernels.layout import (
     SPAN,
     TOTAL,
 )
-
-
-@inline
-def plus(time_ns, duration_ns):
-    """`time_ns + duration_ns`, not above the greatest time."""
-    later = time_ns + duration_ns
-    if later < time_ns:
-        return np.int64(INT64_MAX)
-    return later
 
 
 @inline
@@ -88,7 +79,7 @@ def window_scores(
                 capacity = memory[base + RING] >> PLACE_BITS
                 count = memory[base + SPAN] >> HALF_BITS
                 if capacity > INLINE_CAPACITY and last == count and first == memory[base + LEFT] and last - first <= control[SAFE_COUNT]:
-                    difference = memory[base + TOTAL] - memory[base + LEFT_BEFORE]
+                    difference = wrapped_difference(memory[base + TOTAL], memory[base + LEFT_BEFORE])
                     high, low = difference >> HALF_BITS, difference & HALF_MASK
                 else:
                     place = memory[base + RING] & PLACE_MASK
