@@ -26,6 +26,9 @@ from engine.memory import machine_bytes, reserved
 #: What a window's feature says when there is nothing to say (no transaction, no end).
 NO_TIME: Final = -(2**63)
 
+#: Rows that get their slots and are applied at a time: half a second-level cache of slot lines.
+_TAKEN_ROWS: Final = 1 << 13
+
 SUM_OVERFLOW: Final = REASONS.index("sum_overflow") + 1
 
 
@@ -146,6 +149,21 @@ class Shard:
             columns.reasons,
         )
 
+    def take(
+        self,
+        columns: Columns,
+        hashes: NDArray[np.uint64],
+        clock_ns: NDArray[np.int64],
+        rows: NDArray[np.int32],
+        scores: NDArray[np.float64] | None,
+    ) -> None:
+        """`reserve` and `apply`, for rows that certainly fit, so few at a time that slot lines found for one are cached for the other."""
+        for first in range(0, len(rows), _TAKEN_ROWS):
+            part = rows[first : first + _TAKEN_ROWS]
+            slots, done = self.reserve(columns.ids, hashes, part)
+            assert done == len(part), "it was counted that there are slots enough"
+            self.apply(columns, clock_ns, part, slots, scores)
+
     def find(self, ids: Ids, hashes: NDArray[np.uint64], rows: NDArray[np.int32]) -> NDArray[np.int32]:
         """Slots of the users of these rows; -1 for those it does not know."""
         return self.index.find(ids, hashes, rows, self.memory)
@@ -180,7 +198,7 @@ class Shard:
             Entries freed.
         """
         if slots is None:
-            freed = self._expire(0, self.slots_used, floor_ns, kind)
+            freed = self._expire(0, self.slots_used, floor_ns, True, kind)
             self.index.compact(self.memory)
             return freed
         freed = 0
@@ -188,14 +206,14 @@ class Shard:
         while slots > 0:
             first = self._sweep_from if self._sweep_from < self.slots_used else 0
             last = min(first + slots, self.slots_used)
-            freed += self._expire(first, last, floor_ns, kind)
+            freed += self._expire(first, last, floor_ns, False, kind)
             slots -= last - first
             self._sweep_from = last
             if last == self.slots_used:
                 self.index.compact(self.memory)
         return freed
 
-    def _expire(self, first: int, last: int, floor_ns: int, kind: str | None) -> int:
+    def _expire(self, first: int, last: int, floor_ns: int, thorough: bool, kind: str | None) -> int:
         index = self.index
         return int(
             expire_slots(
@@ -203,6 +221,7 @@ class Shard:
                 last,
                 floor_ns,
                 self.config.reach_ns,
+                thorough,
                 is_bytes(kind),
                 index.keys,
                 self.memory,

@@ -96,19 +96,26 @@ class Shards:
         """
         rows = sum(piece.admitted for piece in pieces)
         self._check_memory(pieces, rows)
-        if self.users + rows > self.config.users:
+        if self.users + rows <= self.config.users:
+            for piece in pieces:
+                self._apply_one(piece, kind, clock_ns)
+                clock_ns = self._swept(piece, clock_ns, kind)
+        else:
             self._apply_tight(pieces, kind, clock_ns)
+            for piece in pieces:
+                clock_ns = self._swept(piece, clock_ns, kind)
+
+    def _apply_one(self, piece: Piece, kind: str, clock_ns: int | None) -> None:
+        """Slots and rings in one go for a piece that certainly fits, unless a shard got far more than its share of the users."""
+        if any(shard.users + len(rows) > shard.slots_max for shard, rows in zip(self._shards, piece.rows, strict=True)):
+            self._apply_tight([piece], kind, clock_ns)
             return
-        for piece in pieces:  # slot lines found for a piece are still cached when its rows are applied
-            slots = self._reserve(piece, kind)
-            if slots is None:  # one shard got far more than its share of the users
-                self._apply_tight([piece], kind, clock_ns)
-                continue
-            self._put(piece, slots)
-            if piece.admitted:
-                after_ns = int(piece.clock_ns[-1])
-                self._sweep(after_ns, after_ns - (after_ns if clock_ns is None else clock_ns), kind)
-                clock_ns = after_ns
+        columns = piece.columns
+        self._each(
+            piece.rows,
+            lambda shard, rows: shard.take(columns, piece.hashes, piece.clock_ns, rows, piece.scores),
+            piece.admitted,
+        )
 
     def _apply_tight(self, pieces: list[Piece], kind: str, clock_ns: int | None) -> None:
         """As `apply`, for batches that may not fit: users whose transactions have expired make room first."""
@@ -275,6 +282,14 @@ class Shards:
         """Free all entries that no exact lookup can need when the clock is there. Returns how many."""
         floor_ns = self._floor_ns(clock_ns)
         return sum(self._all(lambda shard: shard.expire(floor_ns, kind)))
+
+    def _swept(self, piece: Piece, clock_ns: int | None, kind: str) -> int | None:
+        """Expire in keeping with a piece that has been applied. Returns the clock after it."""
+        if piece.admitted == 0:
+            return clock_ns
+        after_ns = int(piece.clock_ns[-1])
+        self._sweep(after_ns, after_ns - (after_ns if clock_ns is None else clock_ns), kind)
+        return after_ns
 
     def _sweep(self, clock_ns: int, moved_ns: int, kind: str) -> None:
         """Expire some slots, in keeping with how far the clock has moved."""

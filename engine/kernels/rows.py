@@ -277,12 +277,15 @@ def insert_late(memory, base, time, units, reach_ns):
 
 @inline
 def prefetch_ring(memory, slot):
-    """Ask for the ring line that the next row of this user writes."""
+    """Ask for the ring lines that the next row of this user touches: the one written, and that of the window's left edge."""
     base = slot * LINE_WORDS
     capacity = memory[base + RING] >> PLACE_BITS
     if capacity > INLINE_CAPACITY:
+        place = memory[base + RING] & PLACE_MASK
         span = memory[base + SPAN]
-        prefetch(memory, entry_word(memory[base + RING] & PLACE_MASK, capacity, span & HALF_MASK, span >> HALF_BITS))
+        prefetch(memory, entry_word(place, capacity, span & HALF_MASK, span >> HALF_BITS))
+        if capacity > 4:
+            prefetch(memory, entry_word(place, capacity, span & HALF_MASK, memory[base + LEFT] + 1))
 
 
 @kernel(i64, I32_IN, I32_IN, I64_IN, I64_IN, I64_IN, i64, i64, i64, boolean, i64, I64, I64, F64, U8)

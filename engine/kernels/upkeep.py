@@ -59,7 +59,14 @@ def expired(memory, base, floor_ns):
 
 
 @inline
-def prefetch_expiry(memory, table, control, keys, slot, floor_ns, is_bytes):
+def worth_shortening(memory, base, thorough):
+    """Whether a larger ring is to be looked into: always, or when at least half of it is older than its newest window."""
+    capacity = memory[base + RING] >> PLACE_BITS
+    return capacity > INLINE_CAPACITY and (thorough or 2 * memory[base + LEFT] >= capacity)
+
+
+@inline
+def prefetch_expiry(memory, table, control, keys, slot, floor_ns, thorough, is_bytes):
     """Ask for the lines that expiring this slot will touch: of the index if the user goes, of its ring if entries may."""
     base = slot * LINE_WORDS
     capacity = memory[base + RING] >> PLACE_BITS
@@ -69,16 +76,17 @@ def prefetch_expiry(memory, table, control, keys, slot, floor_ns, is_bytes):
     if newest_of(memory, base) < floor_ns:
         prefetch(table, home_of(slot_high(memory, keys, slot, is_bytes), control[TABLE_LINES]) * BUCKET)
         prefetch(memory, 2 * place)
-    elif capacity > INLINE_CAPACITY and (memory[base + LEFT] > 0 or memory[base + LEFT_TIME] < floor_ns):
+    elif worth_shortening(memory, base, thorough):
         prefetch(memory, entry_word(place, capacity, memory[base + SPAN] & HALF_MASK, memory[base + LEFT] >> 1))
 
 
-@kernel(i64, i64, i64, i64, i64, boolean, U64_IN, I64, U32, I64, U8)
+@kernel(i64, i64, i64, i64, i64, boolean, boolean, U64_IN, I64, U32, I64, U8)
 def expire_slots(
     first,  # ()   int64   in     slots [first, last) are looked at
     last,  # ()   int64   in
     floor_ns,  # ()   int64   in     entries before it are freed
     reach_ns,  # ()   int64   in     how far back a window counts
+    thorough,  # ()   bool    in     shorten every ring; else only those that may become half as large
     is_bytes,  # ()   bool    in     kind of the ids
     keys,  # (4,) uint64  in     the secret of this engine
     memory,  # ...  int64   inout  see Shard
@@ -93,7 +101,7 @@ def expire_slots(
     freed = 0
     for slot in range(first, last):
         if slot + AHEAD < last:
-            prefetch_expiry(memory, table, control, keys, slot + AHEAD, floor_ns, is_bytes)
+            prefetch_expiry(memory, table, control, keys, slot + AHEAD, floor_ns, thorough, is_bytes)
         base = slot * LINE_WORDS
         capacity = memory[base + RING] >> PLACE_BITS
         if capacity == 0:
@@ -105,6 +113,8 @@ def expire_slots(
             control[ENTRIES] -= count
             freed += count
             free_slot(memory, table, control, arena, keys, slot, is_bytes)
+            continue
+        if capacity > INLINE_CAPACITY and not worth_shortening(memory, base, thorough):
             continue
         dropped = expired(memory, base, floor_ns)
         freed += dropped
