@@ -627,7 +627,7 @@ class RiskEngine:
             unknown[~ids.valid] = 1
             if not ids.valid.any():
                 return unknown
-        if self._kind is None or ids.kind == self._kind:
+        if len(ids) == 0 or self._kind is None or ids.kind == self._kind:
             return unknown
         if {self._kind, ids.kind} == {"int64", "uint64"}:
             unknown[ids.values < 0] = 1
