@@ -36,7 +36,7 @@ def _check_versions() -> Iterator[Check]:
         version = _version(name)
         yield Check(name, "ok", version) if version else Check(name, "fail", "missing", f"pip install {name}")
     version = _version("rich")
-    yield Check("rich", "ok", version) if version else Check("rich", "warn", "missing: no progress bar", "pip install 'riskring[cli]'")
+    yield Check("rich", "ok", version) if version else Check("rich", "warn", "missing: no progress bar", "pip install rich")
 
 
 def _check_cores() -> Check:
@@ -83,16 +83,19 @@ def _file_text(path: str) -> str:
 
 
 def _check_cache() -> Check:
+    """Where Numba keeps compiled code: next to the source, or else in the user's cache."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
-    folder = chosen or os.path.join(os.path.dirname(os.path.abspath(__file__)), "kernels", "__pycache__")
-    nearest = folder
-    while not os.path.exists(nearest):
-        nearest = os.path.dirname(nearest)
-    if os.access(nearest, os.W_OK):
-        return Check("kernel cache", "ok", folder)
-    return Check(
-        "kernel cache", "warn", f"{folder} cannot be written", "set NUMBA_CACHE_DIR to a folder that can, or each start compiles anew"
-    )
+    beside = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kernels", "__pycache__")
+    users = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numba")
+    folders = [chosen] if chosen else [beside, users]
+    for folder in folders:
+        nearest = os.path.abspath(folder)
+        while not os.path.exists(nearest):
+            nearest = os.path.dirname(nearest)
+        if os.access(nearest, os.W_OK):
+            return Check("kernel cache", "ok", folder)
+    fix = "set NUMBA_CACHE_DIR to a folder that can, or each start compiles anew"
+    return Check("kernel cache", "warn", f"{folders[0]} cannot be written", fix)
 
 
 def _check_engine() -> Check:

@@ -397,7 +397,8 @@ class FileWriter:
         """Add a RecordBatch or Table (columns as in the schema)."""
         try:
             table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-            table = table.cast(self.schema)
+            columns = [_plain_column(column) for column in table.columns]
+            table = pa.table(columns, names=table.column_names).cast(self.schema)
             if self._sink is None:
                 self._stream.write(_ndjson(table))
             else:
@@ -466,8 +467,20 @@ def file_format(path: str | os.PathLike[str]) -> tuple[str, str | None]:
 
 
 def _plain_type(kind: Any) -> Any:
-    """What a dictionary-encoded column holds: each batch may bring a dictionary of its own, a file has only one."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    """What a file holds instead of a dictionary, of which each batch may bring its own, or of views, which few formats know."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def _plain_column(column: Any) -> Any:
+    """A column of any type as its plain type. (Arrow casts views, but no dictionary of them.)"""
+    plain = _plain_type(column.type)
+    if not pa.types.is_dictionary(column.type):
+        return column.cast(plain)
+    return pa.chunked_array([chunk.dictionary.cast(plain).take(chunk.indices) for chunk in column.chunks], plain)
 
 
 def _ndjson(table: Any) -> Any:

@@ -26,6 +26,8 @@ from engine.memory import machine_bytes, reserved
 #: What a window's feature says when there is nothing to say (no transaction, no end).
 NO_TIME: Final = -(2**63)
 
+_SPARE_BYTES: Final = 8 << 30
+
 #: Rows that get their slots and are applied at a time: half a second-level cache of slot lines.
 _TAKEN_ROWS: Final = 1 << 13
 
@@ -80,8 +82,10 @@ class Shard:
         self.control: NDArray[np.int64] = np.zeros(at.CONTROL_WORDS, np.int64)
         machine = machine_bytes()
         ring_base = 4 * slots_max  # in entries of 16 bytes
-        self.memory: NDArray[np.int64] = reserved(2 * (ring_base + 4 * machine // 16), np.int64, least=2 * (ring_base + (1 << 16)))
-        self.index = Index(slots_max, machine, keys, self.control)
+        # Address space, not memory: what a batch may need in the worst case must be there beforehand, and shards need not be equal.
+        ring_entries = (4 * machine // config.shards + _SPARE_BYTES) // 16
+        self.memory: NDArray[np.int64] = reserved(2 * (ring_base + ring_entries), np.int64, least=2 * (ring_base + (1 << 16)))
+        self.index = Index(slots_max, machine // config.shards + _SPARE_BYTES, keys, self.control)
         self.control[at.SLOTS_MAX] = slots_max
         self.control[at.SAFE_COUNT] = at.INT64_MAX
         self.control[at.RING_NEXT] = ring_base

@@ -180,7 +180,7 @@ def progress(*, quiet: bool) -> Iterator[Callable[[int], None]]:
     if not quiet and sys.stderr.isatty():
         with contextlib.suppress(ImportError):
             from rich import console  # noqa: PLC0415 - optional, slow to import
-            from rich import progress as bars
+            from rich import progress as bars  # noqa: PLC0415
 
             columns = (bars.SpinnerColumn(), bars.TextColumn("{task.description}"), bars.TimeElapsedColumn())
             bar = bars.Progress(*columns, console=console.Console(stderr=True), transient=True)

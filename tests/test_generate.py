@@ -368,3 +368,24 @@ def test_ndjson_has_no_nan(tmp_path) -> None:
     with FileWriter(tmp_path / "out.ndjson", batch.schema) as writer:
         writer.write(batch)
     assert [json.loads(line)["x"] for line in (tmp_path / "out.ndjson").read_text().splitlines()] == [None, None, None, 0.0]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "csv", "ndjson"])
+def test_views_are_written_as_plain_columns(tmp_path, suffix: str) -> None:
+    """Frames of polars hold views, and dictionaries of views."""
+    table = pa.table({"a": ["x", None, "more than twelve bytes"], "b": ["p", "q", "p"]})
+    view = pa.string_view()
+    try:
+        views = table.set_column(0, "a", table["a"].cast(view))
+        views = views.set_column(1, "b", pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array(["p", "q"]).cast(view)))
+    except pa.ArrowNotImplementedError:
+        pytest.skip(f"pyarrow {pa.__version__} cannot make views")
+    path = tmp_path / f"out.{suffix}"
+    with FileWriter(path, views.schema) as writer:
+        writer.write(views)
+    if suffix == "csv":
+        assert path.read_text().splitlines()[1:] == ['"x","p"', ',"q"', '"more than twelve bytes","p"']
+    elif suffix == "ndjson":
+        assert [json.loads(line) for line in path.read_text().splitlines()] == table.to_pylist()
+    else:
+        assert (pa.parquet.read_table(path) if suffix == "parquet" else pa.ipc.open_file(path).read_all()).equals(table)
