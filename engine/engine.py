@@ -412,6 +412,8 @@ class RiskEngine:
             ids, features = self._features_of_all(self._at_ns(at))
             table = self._table(ids, features)
         table = table.filter(pc.greater(table["count"], 0))
+        if k == 0 or len(table) == 0:
+            return table.slice(0, 0)
         order = pc.select_k_unstable(table, min(int(k), len(table)), sort_keys=[(by, "descending"), ("user_id", "ascending")])
         return table.take(order)
 
