@@ -2,11 +2,13 @@
 
     python -m pytest bench/bench_memory.py -s
 
-Prediction: 64 bytes of slot line and 4 / 0.7 of index for a user of up to two transactions, 16 bytes an entry in rings of powers of two beyond.
+Prediction: 64 bytes of slot line and 4 / 0.7 of index for a user of up to two transactions; beyond, 16 bytes an entry in rings of powers
+of two.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +41,9 @@ print(stats.users, stats.transactions, after - before)
 def test_resident_bytes_per_user(users: int, rows_per_user: int) -> None:
     """Rows of uniformly drawn users, as many as users or twice as many."""
     command = [sys.executable, "-c", PROGRAM, str(users), str(users * rows_per_user)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent)
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     active, transactions, resident = map(int, done.stdout.split())
     print(f"\n{users:,} users, {active:,} active, {transactions:,} transactions: {resident / active:.1f} bytes per active user")
     assert active > 0

@@ -1,6 +1,6 @@
 """How long until a fresh process gives its first score, with and without compiled code on disk?
 
-    python -m pytest bench/bench_startup.py --benchmark-columns=min,median,rounds
+python -m pytest bench/bench_startup.py --benchmark-columns=min,median,rounds
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def cache() -> Iterator[Path]:
 
 def first_score(cache: Path) -> None:
     """Start Python, make an engine of 10 million users, add one row."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache)}
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "12.5"
 

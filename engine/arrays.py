@@ -109,3 +109,18 @@ def bytes_of(array: Any, column: str) -> tuple[Ints, NDArray[np.uint8]]:
             f"column {column!r}: offsets reach from {offsets[0]} to {offsets[-1]} in {len(data)} bytes; the data is damaged, write it again"
         )
     return offsets, data
+
+
+def array_of(values: NDArray[Any], kind: Any, nulls: Bools | None = None) -> Any:
+    """An Arrow array of a fixed-width type over NumPy memory. `pyarrow.array` would first import pandas, where that is installed."""
+    bitmap = None if nulls is None else pa.py_buffer(np.packbits(~nulls, bitorder="little"))
+    return pa.Array.from_buffers(kind, len(values), [bitmap, pa.py_buffer(values)])
+
+
+def taken(array: Any, places: Ints) -> Any:
+    """Rows of an array of any type, by ascending row number."""
+    try:
+        return array.take(array_of(places, pa.int64()))
+    except pa.ArrowNotImplementedError:  # views and run-end encoded columns: then run by run
+        runs = np.split(places, np.flatnonzero(np.diff(places) != 1) + 1)
+        return pa.concat_arrays([array.slice(int(run[0]), len(run)) for run in runs])

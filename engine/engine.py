@@ -22,15 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from engine.arrays import array_of
 from engine.columns import Columns, Ids, columns_of, ids_of, ids_to_arrow
 from engine.config import REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.errors import ConfigError, EngineError, SchemaError, TimeTooOldError
 from engine.instants import amount_units, instant_ns, instant_text
 from engine.kernels import admit_rows
-from engine.results import Explanation, IngestResult, Stats
-from engine.shard import NO_TIME, Features
+from engine.results import Explanation, IngestResult, Stats, reason_counts, rows_with_reasons
+from engine.shard import Features, features_table
 from engine.shards import Piece, Shards
 from engine.sources import read
+from engine.userids import check_kinds, id_array, ids_of_one, unknown_ids
 
 _FUTURE: Final = REASONS.index("future") + 1
 _TOP_BY: Final = ("score", "sum", "count", "newest")
@@ -152,7 +154,7 @@ class RiskEngine:
                     if applied:
                         error.add_note(f"{applied:,} rows of earlier batches of this source are applied")
                     raise
-        return _merged(parts, scores, schema)
+        return IngestResult.merged(parts, scores, schema)
 
     def _ingest_unit(self, batches: list[Any], wanted: bool) -> IngestResult:
         pieces = [columns_of(batch, self.config) for batch in batches]
@@ -181,7 +183,7 @@ class RiskEngine:
                 continue
             kind = kind or ids.kind
             if ids.kind != kind:
-                _check_kinds(ids, kind, self.config.user_id)
+                check_kinds(ids, kind, self.config.user_id)
         return kind
 
     def _latest_ns(self) -> int:
@@ -218,17 +220,17 @@ class RiskEngine:
             counts += here
             refused = columns.reasons != 0 if here[0] < len(columns) else None
             rounded += int(columns.rounded.sum() if refused is None else columns.rounded[~refused].sum())
-            if wanted:
-                scores.append(_arrow(piece.scores, pa.float64(), refused))
+            if piece.scores is not None:
+                scores.append(array_of(piece.scores, pa.float64(), refused))
             if refused is not None:
-                rejects.append(_with_reasons(columns, refused))
+                rejects.append(rows_with_reasons(columns.batch, columns.reasons))
         self._rejected += counts
         self._rows += int(counts.sum())
         self._rounded += rounded
         return IngestResult(
             rows=int(counts.sum()),
             accepted=int(counts[0]),
-            rejected=_reason_counts(counts),
+            rejected=reason_counts(counts),
             rounded=rounded,
             scores=pa.concat_arrays(scores) if wanted and scores else None,
             _rejects=tuple(rejects),
@@ -254,7 +256,7 @@ class RiskEngine:
             >>> engine.add("alice", 10, "2026-01-01T00:00:00Z"), engine.add("alice", 15, "2026-01-01T00:00:02Z")
             (10.0, 12.5)
         """
-        ids = _ids_of_one(user_id, self.config.user_id)
+        ids = ids_of_one(user_id, self.config.user_id)
         units, rounded, amount_reason = amount_units(amount, self.config)
         when_ns, time_reason = (0, "null_timestamp") if timestamp is None else self._row_time_ns(timestamp)
         reasons = [reason for reason in ("null_user" if user_id is None else None, amount_reason, time_reason) if reason]
@@ -304,7 +306,7 @@ class RiskEngine:
             (10.0, 0.0)
         """
         with self._lock:
-            return float(self._scores(_ids_of_one(user_id, self.config.user_id), at)[0])
+            return float(self._scores(ids_of_one(user_id, self.config.user_id), at)[0])
 
     def scores(self, user_ids: Any, *, at: Any = None) -> Any:
         """Scores of many users at an instant.
@@ -328,13 +330,13 @@ class RiskEngine:
             >>> engine.scores([7, 8])
             array([10.,  0.])
         """
-        array, arrow = _id_array(user_ids)
+        array, arrow = id_array(user_ids)
         ids = ids_of(array, self.config.user_id)
         with self._lock:
             scores = self._scores(ids, at)
         nulls = None if ids.valid is None else ~ids.valid
         if arrow:
-            return _arrow(scores, pa.float64(), nulls)
+            return array_of(scores, pa.float64(), nulls)
         if nulls is not None:
             scores[nulls] = np.nan
         return scores
@@ -342,7 +344,7 @@ class RiskEngine:
     def _scores(self, ids: Ids, at: Any) -> NDArray[np.float64]:
         self._check_open()
         at_ns = self._at_ns(at)
-        unknown = self._unknown(ids)
+        unknown = unknown_ids(ids, self._kind)
         if at_ns is None or self._kind is None:
             return np.zeros(len(ids), np.float64)
         return self._shards.scores(ids, unknown, at_ns)
@@ -374,15 +376,15 @@ class RiskEngine:
             self._check_open()
             at_ns = self._at_ns(at)
             if user_ids is None:
-                return self._table(*self._features_of_all(at_ns)).sort_by("user_id")
-            array = _id_array(user_ids)[0]
+                return features_table(*self._features_of_all(at_ns), self.config.decimals).sort_by("user_id")
+            array = id_array(user_ids)[0]
             ids = ids_of(array, self.config.user_id)
-            unknown = self._unknown(ids)
+            unknown = unknown_ids(ids, self._kind)
             if at_ns is None or self._kind is None:
                 features = Features.empty(len(ids))
             else:
                 features = self._shards.features(ids, unknown, at_ns, self._clock_ns)
-            return self._table(ids_to_arrow(ids), features)
+            return features_table(ids_to_arrow(ids), features, self.config.decimals)
 
     def top(self, k: int = 10, *, by: str = "score", at: Any = None) -> Any:
         """The `k` users with the greatest `score`, `sum`, `count` or `newest` among those with a transaction in the window.
@@ -410,7 +412,7 @@ class RiskEngine:
         with self._lock:
             self._check_open()
             ids, features = self._features_of_all(self._at_ns(at))
-            table = self._table(ids, features)
+            table = features_table(ids, features, self.config.decimals)
         table = table.filter(pc.greater(table["count"], 0))
         if k == 0 or len(table) == 0:
             return table.slice(0, 0)
@@ -421,21 +423,6 @@ class RiskEngine:
         if at_ns is None or self._kind is None:
             return pa.array([], pa.string()), Features.empty(0)
         return self._shards.features_of_all(self._kind, at_ns, self._clock_ns)
-
-    def _table(self, ids: Any, features: Features) -> Any:
-        kind = pa.decimal128(38, self.config.decimals)
-        sums = pa.Array.from_buffers(kind, len(features.counts), [None, pa.py_buffer(features.sums)])
-        return pa.table(
-            {
-                "user_id": ids,
-                "count": _arrow(features.counts, pa.int64()),
-                "sum": sums,
-                "score": _arrow(features.scores, pa.float64()),
-                "newest": _times(features.newest),
-                "valid_until": _times(features.valid_until),
-                "zero_at": _times(features.zero_at),
-            }
-        )
 
     def explain(self, user_id: Any, *, at: Any = None) -> Explanation:
         """A user's score with the very transactions behind it.
@@ -453,7 +440,7 @@ class RiskEngine:
         with self._lock:
             self._check_open()
             at_ns = self._at_ns(at)
-            ids = _ids_of_one(user_id, self.config.user_id)
+            ids = ids_of_one(user_id, self.config.user_id)
             score = float(self._scores(ids, at)[0])
             times, units = self._entries(ids)
         shown_ns = 0 if at_ns is None else at_ns
@@ -478,7 +465,7 @@ class RiskEngine:
 
     def _entries(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Times and units of one user's retained transactions."""
-        unknown = self._unknown(ids)
+        unknown = unknown_ids(ids, self._kind)
         if self._kind is None:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         return self._shards.entries(ids, unknown, self._clock_ns)
@@ -525,7 +512,7 @@ class RiskEngine:
                 bytes=self._shards.bytes_used,
                 rows=self._rows,
                 accepted=int(self._rejected[0]),
-                rejected=_reason_counts(self._rejected),
+                rejected=reason_counts(self._rejected),
                 rounded=self._rounded,
             )
 
@@ -560,7 +547,7 @@ class RiskEngine:
         """Whether a user has a retained transaction."""
         with self._lock:
             self._check_open()
-            return len(self._entries(_ids_of_one(user_id, self.config.user_id))[0]) > 0
+            return len(self._entries(ids_of_one(user_id, self.config.user_id))[0]) > 0
 
     def __repr__(self) -> str:
         if self._closed:
@@ -621,107 +608,3 @@ class RiskEngine:
                 "ask for a later one, or make the engine with more lateness"
             )
         return at_ns
-
-    def _unknown(self, ids: Ids) -> NDArray[np.uint8]:
-        """1 for ids that no user of this engine can have: nulls, and integers beyond its kind. SchemaError for another kind."""
-        unknown = np.zeros(len(ids), np.uint8)
-        if ids.valid is not None:
-            unknown[~ids.valid] = 1
-            if not ids.valid.any():
-                return unknown
-        if len(ids) == 0 or self._kind is None or ids.kind == self._kind:
-            return unknown
-        if {self._kind, ids.kind} == {"int64", "uint64"}:
-            unknown[ids.values < 0] = 1
-            return unknown
-        raise SchemaError(f"the engine's users have {self._kind} ids, asked for {ids.kind} ids; ask with ids of the same kind")
-
-
-def _check_kinds(ids: Ids, kind: str, column: str) -> None:
-    if {kind, ids.kind} != {"int64", "uint64"}:
-        raise SchemaError(
-            f"column {column!r} has {ids.kind} ids, but the engine's users have {kind} ids; an engine takes one kind: convert the column"
-        )
-    beyond = ids.values < 0
-    if ids.valid is not None:
-        beyond &= ids.valid
-    if beyond.any():
-        row = int(np.argmax(beyond))
-        value = int(ids.values[row]) + (2**64 if ids.kind == "uint64" else 0)
-        raise SchemaError(
-            f"column {column!r}, row {row}: {value} does not fit the engine's {kind} ids; use one integer type for all batches"
-        )
-
-
-def _ids_of_one(user_id: Any, column: str) -> Ids:
-    if isinstance(user_id, str | bytes):
-        data = np.frombuffer(user_id.encode() if isinstance(user_id, str) else user_id, np.uint8)
-        kind = "string" if isinstance(user_id, str) else "binary"
-        return Ids(kind, np.empty(0, np.int64), np.array([0, len(data)]), data, None)
-    if isinstance(user_id, int | np.integer) and not isinstance(user_id, bool) and -(2**63) <= user_id < 2**63:
-        return Ids("int64", np.array([int(user_id)]), np.empty(0, np.int64), np.empty(0, np.uint8), None)
-    try:
-        return ids_of(_plain_array([user_id]), column)
-    except (pa.ArrowException, OverflowError) as error:
-        raise SchemaError(f"{column}={user_id!r} is not a user id; give an integer, a string or bytes") from error
-
-
-def _id_array(user_ids: Any) -> tuple[Any, bool]:
-    """The ids as an Arrow array, and whether they came as one."""
-    if isinstance(user_ids, pa.Array | pa.ChunkedArray):
-        return user_ids, True
-    try:
-        if hasattr(user_ids, "__arrow_c_stream__"):
-            return pa.chunked_array(user_ids), True
-        if hasattr(user_ids, "__arrow_c_array__"):
-            return pa.array(user_ids), True
-        if isinstance(user_ids, str | bytes) or not hasattr(user_ids, "__iter__"):
-            raise SchemaError(f"user_ids={user_ids!r} is not a list of ids; use score() for one user")
-        return _plain_array(user_ids), False
-    except (pa.ArrowException, TypeError, OverflowError) as error:
-        raise SchemaError(f"user_ids cannot be an Arrow array: {error}; give integers, strings or bytes of one kind") from error
-
-
-def _plain_array(user_ids: Any) -> Any:
-    values = user_ids if isinstance(user_ids, np.ndarray) else list(user_ids)
-    try:
-        return pa.array(values)
-    except OverflowError:  # Arrow takes Python integers for int64 unless told otherwise
-        return pa.array(values, pa.uint64())
-
-
-def _arrow(values: Any, kind: Any, nulls: NDArray[np.bool_] | None = None) -> Any:
-    """An Arrow array over NumPy memory. `pyarrow.array` would first import pandas, where that is installed."""
-    bitmap = None if nulls is None else pa.py_buffer(np.packbits(~nulls, bitorder="little"))
-    return pa.Array.from_buffers(kind, len(values), [bitmap, pa.py_buffer(values)])
-
-
-def _times(times_ns: NDArray[np.int64]) -> Any:
-    return _arrow(times_ns, pa.timestamp("ns", "UTC"), times_ns == NO_TIME)
-
-
-def _with_reasons(columns: Columns, refused: NDArray[np.bool_]) -> Any:
-    places = np.flatnonzero(refused)
-    rows = columns.batch.take(_arrow(places, pa.int64()))
-    reasons = pa.array(REASONS, pa.string()).take(_arrow(columns.reasons[places].astype(np.int64) - 1, pa.int64()))
-    return pa.RecordBatch.from_arrays([*rows.columns, reasons], schema=rows.schema.append(pa.field("reason", pa.string())))
-
-
-def _reason_counts(counts: NDArray[np.int64]) -> dict[str, int]:
-    return {reason: int(count) for reason, count in zip(REASONS, counts[1:], strict=True) if count}
-
-
-def _merged(parts: list[IngestResult], wanted: bool, schema: Any) -> IngestResult:
-    if len(parts) == 1:
-        scores = parts[0].scores
-    else:
-        scores = pa.concat_arrays([part.scores for part in parts]) if parts else pa.array([], pa.float64())
-    return IngestResult(
-        rows=sum(part.rows for part in parts),
-        accepted=sum(part.accepted for part in parts),
-        rejected={reason: count for reason in REASONS if (count := sum(part.rejected.get(reason, 0) for part in parts))},
-        rounded=sum(part.rounded for part in parts),
-        scores=scores if wanted else None,
-        _rejects=tuple(batch for part in parts for batch in part._rejects),
-        _schema=schema,
-    )

@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
+
+from engine.arrays import array_of, taken
+from engine.config import REASONS
 
 
 def _html_table(rows: Sequence[tuple[str, object]]) -> str:
@@ -42,6 +46,22 @@ class IngestResult:
         if self._rejects:
             return pa.Table.from_batches(self._rejects)
         return (pa.schema([]) if self._schema is None else self._schema).append(pa.field("reason", pa.string())).empty_table()
+
+    @classmethod
+    def merged(cls, parts: list[IngestResult], wanted: bool, schema: Any) -> IngestResult:
+        """One result of the results of a source's batches."""
+        scores = None
+        if wanted:
+            scores = pa.concat_arrays([part.scores for part in parts]) if parts else pa.array([], pa.float64())
+        return cls(
+            rows=sum(part.rows for part in parts),
+            accepted=sum(part.accepted for part in parts),
+            rejected={reason: count for reason in REASONS if (count := sum(part.rejected.get(reason, 0) for part in parts))},
+            rounded=sum(part.rounded for part in parts),
+            scores=scores,
+            _rejects=tuple(batch for part in parts for batch in part._rejects),
+            _schema=schema,
+        )
 
     def _repr_html_(self) -> str:
         counts = [("rows", self.rows), ("accepted", self.accepted), *self.rejected.items(), ("rounded", self.rounded)]
@@ -109,3 +129,17 @@ class Stats:
                 ("rounded", f"{self.rounded:,}"),
             ]
         )
+
+
+def reason_counts(counts: NDArray[np.int64]) -> dict[str, int]:
+    """Counts per reason from counts per code, without the code 0 of rows applied and without zeros."""
+    return {reason: int(count) for reason, count in zip(REASONS, counts[1:], strict=True) if count}
+
+
+def rows_with_reasons(batch: Any, reasons: NDArray[np.uint8]) -> Any:
+    """The rows of a batch that have a reason, with the column `reason`."""
+    places = np.flatnonzero(reasons)
+    names = pa.array(REASONS, pa.string()).take(array_of(reasons[places].astype(np.int64) - 1, pa.int64()))
+    return pa.RecordBatch.from_arrays(
+        [*(taken(column, places) for column in batch.columns), names], schema=batch.schema.append(pa.field("reason", pa.string()))
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from engine.arrays import array_of
 from engine.columns import Columns, Ids
 from engine.config import REASONS, RING_CAPACITY_MAX, TIME_NS_MIN, Config
 from engine.index import Index, is_bytes
@@ -56,6 +58,25 @@ class Features:
             valid_until=np.full(count, NO_TIME),
             zero_at=np.full(count, NO_TIME),
         )
+
+
+def features_table(ids: Any, features: Features, decimals: int) -> Any:
+    """Features as an Arrow table, a row a user."""
+    count = len(features.counts)
+    instant = pa.timestamp("ns", "UTC")
+    times = (features.newest, features.valid_until, features.zero_at)
+    newest, valid_until, zero_at = (array_of(column, instant, column == NO_TIME) for column in times)
+    return pa.table(
+        {
+            "user_id": ids,
+            "count": array_of(features.counts, pa.int64()),
+            "sum": pa.Array.from_buffers(pa.decimal128(38, decimals), count, [None, pa.py_buffer(features.sums)]),
+            "score": array_of(features.scores, pa.float64()),
+            "newest": newest,
+            "valid_until": valid_until,
+            "zero_at": zero_at,
+        }
+    )
 
 
 class Shard:

@@ -573,3 +573,32 @@ def test_bad_configuration(options: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize("window", ["1m", "60s", "60000ms", "0.5m30s", datetime.timedelta(minutes=1), np.timedelta64(60, "s")])
 def test_durations(window: Any) -> None:
     assert make(window=window).config.window_ns == 60 * SECOND
+
+
+class TestFoundByUsers:
+    """Each of these was a bug once."""
+
+    def test_rejected_rows_of_a_polars_frame(self) -> None:
+        """Arrow cannot take rows of string views; the error came after the rows were applied."""
+        engine = make()
+        frame = pa.table(
+            {
+                "user_id": pa.array(["a", None, None, "b", None]).cast(pa.string_view())
+                if VIEWS
+                else pa.array(["a", None, None, "b", None]),
+                "amount": [1, 2, 3, 4, 5],
+                "timestamp": [0, 0, 0, 0, 0],
+            }
+        )
+        result = engine.ingest(frame)
+        assert result.rejects()["amount"].to_pylist() == [2, 3, 5]
+        assert engine.stats().rows == 5
+
+    def test_a_stream_of_several_batches_without_scores(self) -> None:
+        """Scores that nobody had asked for were put together all the same."""
+        table = pa.table(rows(("a", 1, 0), (None, 1, 0), ("b", 1, 0), (None, 2, 0)))
+        engine = make()
+        result = engine.ingest(table.to_reader(1))
+        assert (result.rows, result.accepted, result.rejected, result.scores) == (4, 2, {"null_user": 2}, None)
+        assert result.rejects()["amount"].to_pylist() == [1, 2]
+        assert make().ingest(table.to_reader(1), scores=True).scores.to_pylist() == [1.0, None, 1.0, None]
