@@ -586,6 +586,7 @@ _DAYS_IN_400_YEARS: Final = 146_097
 _DECIMAL_TEXT: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _POWER_TEXT: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][+-]?[0-9]+")
 _SHORT_POWER_TEXT: Final = re.compile(r"[+-]?0*[0-9]{0,18}(\.[0-9]{0,18})?[eE][+-]?0*([0-9]|1[0-9]|20)")
+_BRIEF_POWER_TEXT: Final = re.compile(r"[+-]?[0-9.]{1,26}[eE][+-]?0*[0-9]")
 _NOT_FINITE_TEXT: Final = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _INTEGER_TEXT: Final = re.compile(r"[+-]?[0-9]+")
 _INSTANT_TEXT: Final = re.compile(
@@ -597,8 +598,8 @@ _INSTANT_TEXT: Final = re.compile(
 def _amount_of_text(text: str) -> Amount | None:
     """An amount as it is written; None: it cannot be read, which counts as null.
 
-    Numbers are exact, but for those with more than 18 digits or powers beyond 20 *and* an exponent, which stand for the float64
-    nearest to them. Python takes minutes for 1e999999999, so what leaves the range of float64 is decided without it.
+    Numbers are exact, but for those with an exponent that is beyond 20, or of two digits behind more than 18 digits, or behind more
+    than 26 digits: these stand for the float64 nearest to them. Python takes minutes for 1e999999999, so what leaves the range of float64 is decided without it.
     """
     if _DECIMAL_TEXT.fullmatch(text):
         return Decimal(text)
@@ -606,7 +607,7 @@ def _amount_of_text(text: str) -> Amount | None:
         return float(text)
     if _POWER_TEXT.fullmatch(text) is None:
         return None
-    if _SHORT_POWER_TEXT.fullmatch(text):
+    if _SHORT_POWER_TEXT.fullmatch(text) or _BRIEF_POWER_TEXT.fullmatch(re.sub("^([+-]?)0+(?=[0-9])", r"\1", text)):
         return Decimal(text)
     value = float(text)
     if value in (inf, -inf):

@@ -89,7 +89,9 @@ def _sorted_text_amounts(text: Any, decimals: int) -> Converted:
     text = pc.replace_substring_regex(text, pattern=r"(\.[0-9]{37})0+$", replacement=r"\1")
     short = r"^[+-]?[0-9]{0,38}(\.[0-9]{0,38})?$"
     short_power = r"^[+-]?[0-9]{0,18}(\.[0-9]{0,18})?[eE][+-]?0*([0-9]|1[0-9]|20)$"
-    exact = number & (matches(text, short) | matches(text, short_power))
+    # What `_misleads_arrow` lets through is exact whatever stands beside it, so it must be exact here too.
+    brief_power = r"^[+-]?[0-9.]{1,26}[eE][+-]?0*[0-9]$"
+    exact = number & (matches(text, short) | matches(text, short_power) | matches(text, brief_power))
     rows = np.flatnonzero(exact)
     found.put(rows, decimal_units(text.take(pa.array(rows)).cast(pa.decimal256(76, 38)), decimals))
     power = number & ~exact & matches(text, "[eE]")

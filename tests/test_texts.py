@@ -212,3 +212,16 @@ def test_what_becomes_of_a_time_text_does_not_depend_on_its_neighbours(texts):
     for config in (CONFIG, IN_SECONDS):
         alone = [text_times([text], config)[0] for text in texts]
         assert text_times([*texts, "spoilt"], config)[:-1] == alone
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["0.98635000000000000000000e0", "5.00000000000000000000e-5", "710428402767701081952545e-8", "-5.00000000000000000000e-5"],
+        *["12345678901234567890.12345e9", "0.000000000000000000000005e9", "00000000000000000000000001e5", "1e-9", "+1.5e+3"],
+    ],
+)
+@pytest.mark.parametrize("neighbour", ["x", "1e-44", "1", "nan", "1e10"])
+def test_an_amount_does_not_depend_on_its_neighbours(text: str, neighbour: str) -> None:
+    """A column that Arrow casts as a whole and one that is sorted out first must read a text alike."""
+    assert text_amounts([text, neighbour])[0] == text_amounts([text])[0]
