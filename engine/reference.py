@@ -598,8 +598,9 @@ _INSTANT_TEXT: Final = re.compile(
 def _amount_of_text(text: str) -> Amount | None:
     """An amount as it is written; None: it cannot be read, which counts as null.
 
-    Numbers are exact, but for those with an exponent that is beyond 20, or of two digits behind more than 18 digits, or behind more
-    than 26 digits: these stand for the float64 nearest to them. Python takes minutes for 1e999999999, so what leaves the range of float64 is decided without it.
+    Numbers are exact, but for some with an exponent, which stand for the float64 nearest to them: powers beyond 20, powers of
+    two digits behind more than 18 digits, and any power behind more than 26 digits. Python takes minutes for 1e999999999, so what
+    leaves the range of float64 is decided without it.
     """
     if _DECIMAL_TEXT.fullmatch(text):
         return Decimal(text)
