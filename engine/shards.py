@@ -24,7 +24,7 @@ from engine.index import is_bytes, random_keys, split_rows
 from engine.shard import Features, Shard
 
 #: Rows looked up at a time: their slot lines are read twice, and should still be cached the second time.
-_LOOKUP_ROWS: Final = 1 << 14
+_LOOKUP_ROWS: Final = 1 << 13
 
 #: Fewer rows than this are not worth waking another thread for.
 _THREADED_ROWS: Final = 4096

@@ -49,6 +49,16 @@ def window(memory, base, at_ns, reach_ns):
     return first, upper_bound(memory, place, capacity, start, first, count, at_ns)
 
 
+@inline
+def prefetch_window(memory, slot, floor_ns):
+    """Ask for the ring line where a window's left edge will be searched, if LEFT is not it."""
+    base = slot * LINE_WORDS
+    capacity = memory[base + RING] >> PLACE_BITS
+    if capacity > INLINE_CAPACITY and memory[base + LEFT_TIME] < floor_ns <= memory[base + NEWEST]:
+        start = memory[base + SPAN] & HALF_MASK
+        prefetch(memory, entry_word(memory[base + RING] & PLACE_MASK, capacity, start, memory[base + LEFT]))
+
+
 @kernel(i64, I32_IN, I32_IN, i64, i64, i64, I64, I64, F64)
 def window_scores(
     rows,  # (m,)  int32    in   where the score of slots[j] goes: scores[rows[j]]
@@ -66,9 +76,14 @@ def window_scores(
     """
     counted = 0
     total_rows = len(slots)
-    for position in range(total_rows):
-        if position + AHEAD < total_rows:
-            prefetch(memory, max(np.int64(slots[position + AHEAD]), np.int64(0)) * LINE_WORDS)
+    floor_ns = minus(at_ns, reach_ns)
+    for position in range(-2 * AHEAD, total_rows):
+        if position + 2 * AHEAD < total_rows:
+            prefetch(memory, max(np.int64(slots[position + 2 * AHEAD]), np.int64(0)) * LINE_WORDS)
+        if 0 <= position + AHEAD < total_rows:
+            prefetch_window(memory, max(np.int64(slots[position + AHEAD]), np.int64(0)), floor_ns)
+        if position < 0:
+            continue
         slot = np.int64(slots[position])
         score = 0.0
         if slot >= 0:
