@@ -15,7 +15,7 @@ import pyarrow as pa
 SMOKE = os.environ.get("RISKRING_BENCH_SMOKE") == "1"
 USERS = 10_000 if SMOKE else int(os.environ.get("RISKRING_BENCH_USERS", "10000000"))
 BATCH_ROWS = 1_024 if SMOKE else 65_536
-ROUNDS = 3 if SMOKE else 15
+ROUNDS = 3 if SMOKE else 60
 
 
 @dataclass(frozen=True)
