@@ -188,7 +188,10 @@ class TestRings:
     def test_an_entry_exactly_on_the_edge_stays(self) -> None:
         # LEFT passes by 1, 2, 3 entries at a time; each time the first that stays is exactly 10 ns old.
         times = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 16, 17, 18, 19, 26, 27, 28, 29, 36, 37, 47]
-        same_as_reference([(1, 2**number, time) for number, time in enumerate(times)], lateness="100ns")
+        rows = [(1, 2**number, time) for number, time in enumerate(times)]
+        rows += [(2, 1, 0), (2, 3, 10), (2, 5, 20), (2, 7, 31)]  # never more than two: the ring in the slot line
+        same_as_reference(rows, lateness="100ns")
+        same_as_reference(rows[-4:], lateness="0ns")
 
     def test_late_rows_on_both_sides_of_the_newest_window(self) -> None:
         rows = [(1, 1, 20), (1, 2, 21), (1, 4, 25), (1, 8, 30), (1, 16, 32)]  # the newest window is [22, 32], LEFT is at 25
