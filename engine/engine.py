@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from engine.arrays import array_of
 from engine.columns import Columns, Ids, columns_of, ids_of, ids_to_arrow
 from engine.config import REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
-from engine.errors import ConfigError, EngineError, SchemaError, TimeTooOldError
+from engine.errors import CapacityError, ConfigError, EngineError, SchemaError, TimeTooOldError
 from engine.instants import amount_units, instant_ns, instant_text
 from engine.kernels import admit_rows
 from engine.results import Explanation, IngestResult, Stats, reason_counts, rows_with_reasons
@@ -115,6 +115,7 @@ class RiskEngine:
         self._rounded = 0
         self._shards = Shards(self.config)
         self._closed = False
+        self._torn = False
 
     # ---- rows in -------------------------------------------------------------------------------------------------------------
 
@@ -170,7 +171,13 @@ class RiskEngine:
             piece, clock_ns = self._admit(columns, clock_ns, latest_ns, wanted)
             admitted.append(piece)
         if kind is not None and clock_ns is not None:
-            self._shards.apply(admitted, kind, self._clock_ns)
+            try:
+                self._shards.apply(admitted, kind, self._clock_ns)
+            except CapacityError:
+                raise
+            except BaseException:  # such as Ctrl-C: some rows are applied, others are not
+                self._torn = True
+                raise
             self._kind, self._clock_ns = kind, clock_ns
         return admitted
 
@@ -583,6 +590,8 @@ class RiskEngine:
     def _check_open(self) -> None:
         if self._closed:
             raise EngineError("the engine is closed; make a new one")
+        if self._torn:
+            raise EngineError("a batch was interrupted half-way, so scores would be wrong; make a new engine and replay")
 
     def _instant_ns(self, at: Any) -> int:
         when_ns = self._now() if isinstance(at, str) and at == "now" else instant_ns(at, "at", time_unit=None, error=ConfigError)

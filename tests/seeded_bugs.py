@@ -361,9 +361,9 @@ entries-edge  shards.py  the oldest retained transaction is not shown
 ==== the engine
 
 clock-before-capacity  engine.py  a batch that did not fit has moved the clock
--             self._shards.apply(admitted, kind, self._clock_ns)
-+             before_ns, self._clock_ns = self._clock_ns, clock_ns
-+             self._shards.apply(admitted, kind, before_ns)
+-                 self._shards.apply(admitted, kind, self._clock_ns)
++                 before_ns, self._clock_ns = self._clock_ns, clock_ns
++                 self._shards.apply(admitted, kind, before_ns)
 
 rounded-refused  engine.py  `rounded` counts rows that were refused
 - columns.rounded[~refused].sum()

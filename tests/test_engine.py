@@ -251,6 +251,21 @@ class TestAllOrNothing:
         assert "a" in engine
         assert "b" not in engine
 
+    def test_an_interrupted_batch_makes_the_engine_unusable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Ctrl-C between two shards: half of the batch is in, and no score may be given from that."""
+        engine = make()
+        engine.add("a", 1, 0)
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(engine._shards, "apply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.add("a", 1, 1)
+        for use in (lambda: engine.score("a"), lambda: engine.add("a", 1, 2), engine.stats):
+            with pytest.raises(EngineError, match="interrupted half-way"):
+                use()
+
     def test_users_may_come_and_go_within_one_batch(self) -> None:
         """Two seats, five users: each is gone before the next one but one comes."""
         stream = rows(*[(name, 1, 200 * n) for n, name in enumerate("abcde")])
