@@ -481,7 +481,7 @@ def test_differential(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_differential_long(name: str) -> None:
-    """As many rows as RISKRING_ROWS says, shared among the workloads as in the short run: 1e8 take about an hour on one core."""
+    """As many rows as RISKRING_ROWS says, shared among the workloads as in the short run: 1e7 took three minutes on one core."""
     if not ROWS:
         pytest.skip("RISKRING_ROWS is not set")
     total = sum(row_count for _, row_count, _ in WORKLOADS.values())
