@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from engine.arrays import array_of
+from engine.arrays import NO_BYTES, array_of
 from engine.columns import Columns, Ids, columns_of, ids_of, ids_to_arrow
 from engine.config import REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.errors import CapacityError, ConfigError, EngineError, SchemaError, TimeTooOldError
@@ -36,7 +36,9 @@ from engine.userids import check_kinds, id_array, ids_of_one, unknown_ids
 
 _FUTURE: Final = REASONS.index("future") + 1
 _TOP_BY: Final = ("score", "sum", "count", "newest")
-_NO_ROWS: Final = np.empty(0, np.int32)
+
+#: Kinds of the ids whose scores are looked up without an array around them.
+_KINDS: Final = {int: "int64", str: "string", bytes: "binary"}
 
 
 class RiskEngine:
@@ -201,10 +203,11 @@ class RiskEngine:
     def _admit(self, columns: Columns, clock_ns: int | None, latest_ns: int, wanted: bool) -> tuple[Piece, int | None]:
         """Let rows pass the guards of the clock (S6-S8), and split those that do by shard."""
         count = len(columns)
-        after_ns = np.empty(count, np.int64)
+        after_ns, units_max = np.empty(count, np.int64), np.zeros(1, np.int64)
         jump_ns = self.config.max_jump_ns
         admitted = admit_rows(
             columns.time_ns,
+            columns.amount_units,
             columns.reasons,
             clock_ns is not None,
             clock_ns or 0,
@@ -213,8 +216,9 @@ class RiskEngine:
             self.config.lateness_ns,
             _FUTURE,
             after_ns,
+            units_max,
         )
-        piece = self._shards.route(columns, after_ns, admitted, wanted)
+        piece = self._shards.route(columns, after_ns, admitted, int(units_max[0]), wanted)
         return piece, int(after_ns[-1]) if admitted else clock_ns
 
     def _count(self, pieces: list[Piece], wanted: bool) -> IngestResult:
@@ -263,9 +267,14 @@ class RiskEngine:
             >>> engine.add("alice", 10, "2026-01-01T00:00:00Z"), engine.add("alice", 15, "2026-01-01T00:00:02Z")
             (10.0, 12.5)
         """
-        ids = ids_of_one(user_id, self.config.user_id)
         units, rounded, amount_reason = amount_units(amount, self.config)
         when_ns, time_reason = (0, "null_timestamp") if timestamp is None else self._row_time_ns(timestamp)
+        if amount_reason is None and time_reason is None:
+            with self._lock:
+                score = self._add_plain(user_id, units, when_ns, rounded)
+                if score is not None:
+                    return score
+        ids = ids_of_one(user_id, self.config.user_id)
         reasons = [reason for reason in ("null_user" if user_id is None else None, amount_reason, time_reason) if reason]
         reason = min((REASONS.index(reason) + 1 for reason in reasons), default=0)
         columns = Columns(
@@ -285,6 +294,36 @@ class RiskEngine:
             accepted = columns.reasons[0] == 0 and piece.scores is not None
             self._rounded += int(columns.rounded[0]) if accepted else 0
             return float(piece.scores[0]) if accepted and piece.scores is not None else float("nan")
+
+    def _add_plain(self, user_id: Any, units: int, when_ns: int, rounded: bool) -> float | None:
+        """As `add`, without arrays around the row; None, and nothing done, if it is not plain that the row will be applied."""
+        id_kind, clock_ns, config = _KINDS.get(type(user_id)), self._clock_ns, self.config
+        if id_kind is None or id_kind != self._kind or clock_ns is None:
+            return None
+        self._check_open()
+        jump_ns = config.max_jump_ns
+        late = when_ns < clock_ns - config.lateness_ns
+        if late or when_ns > self._latest_ns() or (jump_ns is not None and when_ns > clock_ns + jump_ns):
+            return None
+        value, data = 0, NO_BYTES
+        if id_kind == "int64":
+            if not -(2**63) <= user_id < 2**63:
+                return None
+            value = user_id
+        else:
+            data = np.frombuffer(user_id.encode() if id_kind == "string" else user_id, np.uint8)
+        try:
+            score = self._shards.add(value, data, id_kind, units, when_ns, clock_ns)
+        except BaseException:  # such as Ctrl-C: the row may be applied
+            self._torn = True
+            raise
+        if score is None:
+            return None
+        self._clock_ns = max(clock_ns, when_ns)
+        self._rejected[0] += 1
+        self._rows += 1
+        self._rounded += rounded
+        return score
 
     def _row_time_ns(self, timestamp: Any) -> tuple[int, str | None]:
         when_ns = instant_ns(timestamp, self.config.timestamp, time_unit=self.config.time_unit, error=SchemaError)
@@ -313,7 +352,17 @@ class RiskEngine:
             (10.0, 0.0)
         """
         with self._lock:
-            return float(self._scores(ids_of_one(user_id, self.config.user_id), at)[0])
+            kind = self._kind
+            id_kind = _KINDS.get(type(user_id))
+            if kind is None or id_kind != kind or (id_kind == "int64" and not -(2**63) <= user_id < 2**63):
+                return float(self._scores(ids_of_one(user_id, self.config.user_id), at)[0])
+            self._check_open()
+            at_ns = self._at_ns(at)
+            assert at_ns is not None, "an engine that has a kind of ids has a clock"
+            if id_kind == "int64":
+                return self._shards.score(user_id, NO_BYTES, kind, at_ns)
+            data = np.frombuffer(user_id.encode() if id_kind == "string" else user_id, np.uint8)
+            return self._shards.score(0, data, kind, at_ns)
 
     def scores(self, user_ids: Any, *, at: Any = None) -> Any:
         """Scores of many users at an instant.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.columns import Ids
-from engine.kernels import compact_arena, find_slots, partition, read_ids, release_slots, reserve_slots
+from engine.kernels import compact_arena, find_slots, hash_one, partition, read_ids, release_slots
 from engine.kernels import layout as at
 from engine.memory import reserved
 
@@ -50,6 +50,12 @@ def split_rows(
     bounds = np.empty(shards + 1, np.int64)
     partition(ids.values, ids.offsets, ids.data, is_bytes(ids.kind), reasons, keys, shards, hashes, rows, bounds)
     return hashes, [rows[bounds[shard] : bounds[shard + 1]] for shard in range(shards)]
+
+
+def hash_of(value: int, data: NDArray[np.uint8], kind: str, keys: NDArray[np.uint64], shards: int) -> tuple[Any, int]:
+    """Hash of one id, an integer or bytes, and the shard it belongs to."""
+    found = hash_one(value, data, is_bytes(kind), keys)
+    return found, ((int(found) >> 16 & 0xFFFF) * shards) >> 16
 
 
 def is_bytes(kind: str | None) -> bool:
@@ -88,26 +94,44 @@ class Index:
                 worst += 2 * (int(ids.offsets[-1]) - int(ids.offsets[0])) + 16 * len(ids)
         return int(self.control[at.ARENA_NEXT]) + worst // 8 <= int(self.control[at.ARENA_LIMIT])
 
+    def takes_one(self, id_bytes: int) -> bool:
+        """`room_for` of one id of so many bytes, 0 for an integer."""
+        return int(self.control[at.ARENA_NEXT]) + (2 * id_bytes + 16) // 8 <= int(self.control[at.ARENA_LIMIT])
+
     def reserve(
         self, ids: Ids, hashes: NDArray[np.uint64], rows: NDArray[np.int32], slots_max: int, memory: NDArray[np.int64]
     ) -> tuple[NDArray[np.int32], int]:
         """Slots of the users of these rows, made where they are new; and how many rows got one before all were in use."""
         slots = np.empty(len(rows), np.int32)
-        done = reserve_slots(
-            ids.values,
-            ids.offsets,
-            ids.data,
-            is_bytes(ids.kind),
-            hashes,
-            rows,
-            slots_max,
-            memory,
-            self.table,
-            self.control,
-            self.arena,
-            slots,
+        return slots, self._look_up(ids, hashes, rows, True, slots_max, memory, slots)
+
+    def _look_up(
+        self,
+        ids: Ids,
+        hashes: NDArray[np.uint64],
+        rows: NDArray[np.int32],
+        made: bool,
+        slots_max: int,
+        memory: NDArray[np.int64],
+        slots: NDArray[np.int32],
+    ) -> int:
+        return int(
+            find_slots(
+                ids.values,
+                ids.offsets,
+                ids.data,
+                is_bytes(ids.kind),
+                hashes,
+                rows,
+                made,
+                slots_max,
+                memory,
+                self.table,
+                self.control,
+                self.arena,
+                slots,
+            )
         )
-        return slots, done
 
     def release(self, slots: NDArray[np.int32], count: int, kind: str, memory: NDArray[np.int64]) -> None:
         """Undo `reserve`: free the first `count` of the slots as far as they hold no entry."""
@@ -116,7 +140,7 @@ class Index:
     def find(self, ids: Ids, hashes: NDArray[np.uint64], rows: NDArray[np.int32], memory: NDArray[np.int64]) -> NDArray[np.int32]:
         """Slots of the users of these rows; -1 for those it does not know."""
         slots = np.empty(len(rows), np.int32)
-        find_slots(ids.values, ids.offsets, ids.data, is_bytes(ids.kind), hashes, rows, memory, self.table, self.control, self.arena, slots)
+        self._look_up(ids, hashes, rows, False, 0, memory, slots)
         return slots
 
     def ids_of(self, slots: NDArray[np.int32], kind: str, memory: NDArray[np.int64]) -> Ids:
@@ -154,7 +178,7 @@ class Index:
         """Assert I5-I7. Slow: for tests."""
         lines = int(self.control[at.TABLE_LINES])
         slot_mask = (1 << int(self.control[at.SLOT_BITS])) - 1
-        used = np.array([slot for slot in range(int(self.control[at.SLOTS_USED])) if memory[slot * at.LINE_WORDS + at.RING] != 0], np.int32)
+        used = np.array([slot for slot in range(int(self.control[at.SLOTS_USED])) if memory[slot * at.LINE_WORDS + at.META] != 0], np.int32)
         ids = self.ids_of(used, kind or "int64", memory)
         hashes, _ = split_rows(ids, np.zeros(len(used), np.uint8), self.keys, 1)
         cells = np.asarray(self.table).reshape(lines, at.BUCKET).astype(np.int64)
@@ -169,7 +193,7 @@ class Index:
         for slot, value in zip(used.tolist(), hashes.tolist(), strict=True):
             line, entry = where[slot]
             home = ((value >> 32) * lines) >> 32
-            tag = (((value & at.HALF_MASK) >> 4) << int(self.control[at.SLOT_BITS])) & (at.DISPLACED - 1)
+            tag = ((value & at.HALF_MASK) << int(self.control[at.SLOT_BITS])) & (at.DISPLACED - 1)
             assert entry & (at.DISPLACED - 1) & ~slot_mask == tag, f"I6: the tag of slot {slot} is not that of its id"
             assert bool(entry & at.DISPLACED) == (line != home), f"I5: slot {slot} is wrongly marked"
             while home != line:

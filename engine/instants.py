@@ -106,6 +106,9 @@ def amount_units(value: Any, config: Config) -> tuple[int, bool, str | None]:
         if not math.isfinite(value):
             return 0, False, "amount_not_finite"
         value = float(value)
+        units = round(value * config.scale) if abs(value) < AMOUNT_UNITS_MAX else 0
+        if not single and abs(units) < AMOUNT_UNITS_MAX // 2 and units / config.scale == value:
+            return units, False, None  # the float nearest to a value of the grid, as nearly all are
         units = round(Fraction(value) * config.scale)  # half to even, on the exact value
         nearest = units / config.scale if abs(units) <= AMOUNT_UNITS_MAX else math.inf
         rounded = bool(np.float32(nearest) != np.float32(value)) if single else nearest != value

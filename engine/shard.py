@@ -14,15 +14,17 @@ from engine.columns import Columns, Ids
 from engine.config import REASONS, RING_CAPACITY_MAX, TIME_NS_MIN, Config
 from engine.index import Index, is_bytes
 from engine.kernels import (
-    apply_rows,
     count_retained,
     digest_lanes,
     expire_slots,
     list_retained,
+    take_rows,
     window_features,
+    window_score,
     window_scores,
 )
 from engine.kernels import layout as at
+from engine.kernels.blocks import BLOCK_LINES
 from engine.memory import machine_bytes, reserved
 
 #: What a window's feature says when there is nothing to say (no transaction, no end).
@@ -30,8 +32,8 @@ NO_TIME: Final = -(2**63)
 
 _SPARE_BYTES: Final = 8 << 30
 
-#: Rows that get their slots and are applied at a time: half a second-level cache of slot lines.
-_TAKEN_ROWS: Final = 1 << 13
+#: Slot lines that expiry looks through before it frees what it found: they are still cached then.
+_SWEPT_AT_ONCE: Final = 1 << 10
 
 SUM_OVERFLOW: Final = REASONS.index("sum_overflow") + 1
 
@@ -85,15 +87,15 @@ class Shard:
     Memory is one flat int64 array of slot lines and, behind them, larger rings (`kernels/layout.py`), the index of their ids
     (`Index`), and a small array of registers. Invariants:
 
-    I1  0 <= count <= capacity, 0 <= start < capacity of every ring; capacity is 2 (in the line) or a power of two from 4 on.
-        Between batches count is at least 1 in every slot in use.
-    I2  From start, entries are in non-decreasing event time; equal times in arrival order.
-    I3  An entry's `before` is the sum modulo 2**64 of all units of this user that precede it in the ring and of those it had before;
-        TOTAL continues the series.
-    I4  In a larger ring NEWEST is the newest entry's time and LEFT, LEFT_TIME, LEFT_BEFORE are those of the first entry not before
+    I1  0 <= count <= capacity, 0 <= start < capacity of every ring. A line holds up to three entries, a ring at least one;
+        between batches there is one in every slot in use. A ring's capacity is a multiple of 4, beyond 128 of 128.
+    I2  From start, entries are in non-decreasing event time; equal times in arrival order; in a line EMPTY ones come first.
+    I3  In a ring an entry's `before` is the sum modulo 2**64 of all units of this user that precede it in the ring and of those it had
+        before; TOTAL continues the series. A line holds the units themselves.
+    I4  In a ring NEWEST is the newest entry's time and LEFT, LEFT_TIME, LEFT_BEFORE are those of the first entry not before
         NEWEST - reach.
     I5-I7  see `Index`.
-    I8  Slots in use and free ones are all slots below SLOTS_USED; rings in use and free blocks cover the ring area up to RING_NEXT
+    I8  Slots in use and free ones are all slots below SLOTS_USED; rings in use and free lines cover the ring area up to RING_NEXT
         without overlap; USERS, ENTRIES, RING_FREE count them; no entry's |units| is above UNITS_MAX.
     """
 
@@ -109,10 +111,18 @@ class Shard:
         self.index = Index(slots_max, machine // config.shards + _SPARE_BYTES, keys, self.control)
         self.control[at.SLOTS_MAX] = slots_max
         self.control[at.SAFE_COUNT] = at.INT64_MAX
+        self.control[at.RING_BASE] = ring_base
         self.control[at.RING_NEXT] = ring_base
         self.control[at.RING_LIMIT] = min(len(self.memory) // 2, at.PLACE_MASK)
-        self._ring_base = ring_base
+        ring_slabs = (len(self.memory) // 2 - ring_base) // (at.BLOCK_ENTRIES * at.SLAB_LINES) + 1
+        self.slabs: NDArray[np.int64] = reserved(ring_slabs * at.SLAB_WORDS, np.int64)
         self._sweep_from = 0
+        # What `add` passes to `take`, made once: arrays cost more than the row.
+        ids = Ids("int64", np.zeros(1, np.int64), np.zeros(1, np.int64), np.empty(0, np.uint8), None)
+        self._row_of_one = Columns(None, ids, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.uint8), np.zeros(1, np.uint8))
+        self._hash_of_one: NDArray[np.uint64] = np.zeros(1, np.uint64)
+        self._clock_of_one: NDArray[np.int64] = np.zeros(1, np.int64)
+        self._score_of_one: NDArray[np.float64] = np.zeros(1, np.float64)
 
     @property
     def users(self) -> int:
@@ -127,17 +137,21 @@ class Shard:
     @property
     def bytes_used(self) -> int:
         """Memory that has been touched: slot lines, rings, index, arena."""
-        rings = int(self.control[at.RING_NEXT]) - self._ring_base
+        rings = int(self.control[at.RING_NEXT]) - int(self.control[at.RING_BASE])
         return 64 * self.slots_used + 16 * rings + self.index.bytes_used
 
     def room_for(self, rows: int, of_one: int) -> bool:
         """Whether ring memory certainly takes so many rows more, at most `of_one` of one user, and no ring passes its greatest capacity."""
         control = self.control
-        # A user's ring ends at no more than twice its entries, and the smaller rings on the way there add up to as much again.
-        if int(control[at.RING_NEXT]) + 4 * (int(control[at.ENTRIES]) + rows) > int(control[at.RING_LIMIT]):
+        # A row moves at most three entries into a ring with it. A ring ends at no more than twice its entries (but for whole slabs),
+        # and the smaller ones on the way there, each a quarter smaller, add up to four times as much.
+        worst = 10 * (int(control[at.ENTRIES]) + 4 * rows) + 4 * at.BLOCK_ENTRIES * at.SLAB_LINES * len(BLOCK_LINES)
+        if int(control[at.RING_NEXT]) + worst > int(control[at.RING_LIMIT]):
             return False
         if int(control[at.COUNT_MAX]) + of_one > RING_CAPACITY_MAX:
-            control[at.COUNT_MAX] = self._lines()[:, at.SPAN].max(initial=0) >> at.HALF_BITS
+            lines = self._lines()
+            counts = lines[lines[:, at.META] >= at.RING_FROM, at.SPAN] >> at.HALF_BITS
+            control[at.COUNT_MAX] = counts.max(initial=0)
         return int(control[at.COUNT_MAX]) + of_one <= RING_CAPACITY_MAX
 
     def reserve(self, ids: Ids, hashes: NDArray[np.uint64], rows: NDArray[np.int32]) -> tuple[NDArray[np.int32], int]:
@@ -148,18 +162,33 @@ class Shard:
         """Undo `reserve`."""
         self.index.release(slots, count, kind, self.memory)
 
-    def apply(
+    def take(
         self,
         columns: Columns,
+        hashes: NDArray[np.uint64],
         clock_ns: NDArray[np.int64],
+        units_max: int,
         rows: NDArray[np.int32],
-        slots: NDArray[np.int32],
+        slots: NDArray[np.int32] | None,
         scores: NDArray[np.float64] | None,
     ) -> None:
-        """Put rows into their users' rings, and write their scores. Rows that break the limit of sums get their reason."""
-        apply_rows(
+        """Put rows, which certainly fit, into their users' lines and rings, and write their scores.
+
+        `slots` is what `reserve` gave for them; without it users are looked up, and made where they are new.
+        Rows that break the limit of sums get their reason.
+        """
+        if units_max > self.control[at.UNITS_MAX]:
+            self.control[at.UNITS_MAX] = units_max
+            self.control[at.SAFE_COUNT] = at.INT64_MAX // units_max
+        ids = columns.ids
+        take_rows(
+            ids.values,
+            ids.offsets,
+            ids.data,
+            is_bytes(ids.kind),
+            hashes,
             rows,
-            slots,
+            slots is not None,
             columns.time_ns,
             columns.amount_units,
             clock_ns,
@@ -169,33 +198,79 @@ class Shard:
             scores is not None,
             SUM_OVERFLOW,
             self.memory,
+            self.index.table,
             self.control,
+            self.index.arena,
+            self.slabs,
+            np.empty(len(rows), np.int32) if slots is None else slots,
             _NO_SCORES if scores is None else scores,
             columns.reasons,
         )
 
-    def take(
-        self,
-        columns: Columns,
-        hashes: NDArray[np.uint64],
-        clock_ns: NDArray[np.int64],
-        rows: NDArray[np.int32],
-        scores: NDArray[np.float64] | None,
-    ) -> None:
-        """`reserve` and `apply`, for rows that certainly fit, so few at a time that slot lines found for one are cached for the other."""
-        for first in range(0, len(rows), _TAKEN_ROWS):
-            part = rows[first : first + _TAKEN_ROWS]
-            slots, done = self.reserve(columns.ids, hashes, part)
-            assert done == len(part), "it was counted that there are slots enough"
-            self.apply(columns, clock_ns, part, slots, scores)
+    def takes_one(self, id_bytes: int, units: int) -> bool:
+        """Whether it is plain that one row more, of a user old or new, fits and will not be refused for its sum."""
+        control = self.control
+        if control[at.COUNT_MAX] >= min(RING_CAPACITY_MAX - 1, (1 << 62) // max(units, int(control[at.UNITS_MAX]), 1) - 2):
+            return False
+        return bool(control[at.USERS] < self.slots_max and self.room_for(1, 1) and self.index.takes_one(id_bytes))
+
+    def add(self, value: int, data: NDArray[np.uint8], kind: str, found: Any, units: int, when_ns: int, clock_ns: int) -> float:
+        """`take` of one row of one user, an integer or bytes, with this hash. Returns its score."""
+        columns = self._row_of_one
+        if is_bytes(kind):
+            ids = Ids(kind, columns.ids.values, np.array([0, len(data)]), data, None)
+            columns = Columns(None, ids, columns.time_ns, columns.amount_units, columns.reasons, columns.rounded)
+        else:
+            columns.ids.values[0] = value
+        columns.time_ns[0] = when_ns
+        columns.amount_units[0] = units
+        self._hash_of_one[0] = found
+        self._clock_of_one[0] = clock_ns
+        self.take(columns, self._hash_of_one, self._clock_of_one, abs(units), _FIRST, None, self._score_of_one)
+        return float(self._score_of_one[0])
 
     def find(self, ids: Ids, hashes: NDArray[np.uint64], rows: NDArray[np.int32]) -> NDArray[np.int32]:
         """Slots of the users of these rows; -1 for those it does not know."""
         return self.index.find(ids, hashes, rows, self.memory)
 
-    def scores(self, rows: NDArray[np.int32], slots: NDArray[np.int32], at_ns: int, out: NDArray[np.float64]) -> None:
-        """Write the score of slots[j] at an instant to out[rows[j]]."""
-        window_scores(rows, slots, at_ns, self.config.reach_ns, self.config.scale, self.memory, self.control, out)
+    def scores(self, ids: Ids, hashes: NDArray[np.uint64], rows: NDArray[np.int32], at_ns: int, out: NDArray[np.float64]) -> None:
+        """Write the score of each of these users at an instant to out[row]."""
+        window_scores(
+            ids.values,
+            ids.offsets,
+            ids.data,
+            is_bytes(ids.kind),
+            hashes,
+            rows,
+            at_ns,
+            self.config.reach_ns,
+            self.config.scale,
+            self.memory,
+            self.index.table,
+            self.control,
+            self.index.arena,
+            np.empty(len(rows), np.int32),
+            out,
+        )
+
+    def score(self, value: int, data: NDArray[np.uint8], kind: str, found: Any, at_ns: int) -> float:
+        """Score of one user, an integer or bytes, with this hash, at an instant."""
+        config, index = self.config, self.index
+        return float(
+            window_score(
+                value,
+                data,
+                is_bytes(kind),
+                found,
+                at_ns,
+                config.reach_ns,
+                config.scale,
+                self.memory,
+                index.table,
+                self.control,
+                index.arena,
+            )
+        )
 
     def features(self, rows: NDArray[np.int32], slots: NDArray[np.int32], at_ns: int, floor_ns: int, out: Features) -> None:
         """Write the features of slots[j] at an instant to row rows[j] of `out`."""
@@ -253,6 +328,8 @@ class Shard:
                 index.table,
                 self.control,
                 index.arena,
+                self.slabs,
+                np.empty(_SWEPT_AT_ONCE, np.int32),
             )
         )
 
@@ -270,9 +347,7 @@ class Shard:
     def newest(self, slots: NDArray[np.int32]) -> NDArray[np.int64]:
         """Time of the newest entry of each slot."""
         lines = self._lines()[slots]
-        last = (lines[:, at.SPAN] & at.HALF_MASK) + (lines[:, at.SPAN] >> at.HALF_BITS) - 1
-        in_line = lines[np.arange(len(lines)), 4 + 2 * (last % at.INLINE_CAPACITY)]
-        return np.where(lines[:, at.RING] >> at.PLACE_BITS == at.INLINE_CAPACITY, in_line, lines[:, at.NEWEST])
+        return np.where(lines[:, at.META] >= at.RING_FROM, lines[:, at.NEWEST], lines[:, 2::2].max(axis=1))
 
     def ids_of(self, slots: NDArray[np.int32], kind: str) -> Ids:
         """The ids that slots stand for."""
@@ -281,7 +356,11 @@ class Shard:
     def entries(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Times and units of a user's entries, oldest first."""
         line = self._lines()[slot]
-        capacity, place = int(line[at.RING]) >> at.PLACE_BITS, int(line[at.RING]) & at.PLACE_MASK
+        if line[at.META] < at.RING_FROM:
+            held = np.roll(line[2:].reshape(at.INLINE_CAPACITY, 2), 1 - int(line[at.META]), axis=0)
+            held = held[held[:, 0] != at.EMPTY]
+            return held[:, 0], held[:, 1]
+        capacity, place = int(line[at.META]) >> at.PLACE_BITS, int(line[at.META]) & at.PLACE_MASK
         count, start = int(line[at.SPAN]) >> at.HALF_BITS, int(line[at.SPAN]) & at.HALF_MASK
         ring = self.memory[2 * place : 2 * (place + capacity)].reshape(capacity, 2)
         taken = ring[(start + np.arange(count)) % capacity]
@@ -301,25 +380,30 @@ class Shard:
         users = entries = 0
         blocks: list[tuple[int, int]] = []
         for slot, line in enumerate(self._lines().tolist()):
-            capacity, place = line[at.RING] >> at.PLACE_BITS, line[at.RING] & at.PLACE_MASK
-            if capacity == 0:
+            if line[at.META] == 0:
                 continue
-            count, start = line[at.SPAN] >> at.HALF_BITS, line[at.SPAN] & at.HALF_MASK
-            assert 1 <= count <= capacity > start >= 0, f"I1: slot {slot}"
-            assert capacity.bit_count() == 1 < capacity, f"I1: slot {slot}"
+            users += 1
             times, units = self.entries(slot)
             assert (times[1:] >= times[:-1]).all(), f"I2: slot {slot}"
             assert abs(units).max() <= self.control[at.UNITS_MAX], f"I3, I8: slot {slot}"
-            if capacity == at.INLINE_CAPACITY:
-                assert place == 4 * slot + 2, f"I8: slot {slot}"
-            else:
-                blocks.append((place, capacity))
-                newest = int(times[-1])
-                left = int(np.searchsorted(times, max(newest - self.config.reach_ns, TIME_NS_MIN)))
-                assert (line[at.NEWEST], line[at.LEFT]) == (newest, left), f"I4: slot {slot}"
-                word = 2 * (place + (start + left) % capacity)
-                assert [line[at.LEFT_TIME], line[at.LEFT_BEFORE]] == self.memory[word : word + 2].tolist(), f"I4: slot {slot}"
-            users += 1
+            if line[at.META] < at.RING_FROM:
+                assert 1 <= line[at.META] <= at.INLINE_CAPACITY, f"I1: slot {slot}"
+                assert len(times) >= 1, f"I1: slot {slot}"
+                held = [line[2 + 2 * ((line[at.META] - 1 + k) % at.INLINE_CAPACITY)] for k in range(at.INLINE_CAPACITY)]
+                assert held == sorted(held), f"I2: slot {slot}"
+                continue
+            capacity, place = line[at.META] >> at.PLACE_BITS, line[at.META] & at.PLACE_MASK
+            count, start = line[at.SPAN] >> at.HALF_BITS, line[at.SPAN] & at.HALF_MASK
+            assert 1 <= count <= capacity > start >= 0, f"I1: slot {slot}"
+            lines = capacity // at.BLOCK_ENTRIES
+            assert capacity % at.BLOCK_ENTRIES == 0, f"I1: slot {slot}"
+            assert lines in BLOCK_LINES or lines % at.SLAB_LINES == 0, f"I1: slot {slot}"
+            newest = int(times[-1])
+            left = int(np.searchsorted(times, max(newest - self.config.reach_ns, TIME_NS_MIN)))
+            assert (line[at.NEWEST], line[at.LEFT]) == (newest, left), f"I4: slot {slot}"
+            word = 2 * (place + (start + left) % capacity)
+            assert [line[at.LEFT_TIME], line[at.LEFT_BEFORE]] == self.memory[word : word + 2].tolist(), f"I4: slot {slot}"
+            blocks.append((place, capacity))
             entries += count
         self._check_free(users, entries, blocks)
         self.index.check(self.memory, kind)
@@ -333,20 +417,51 @@ class Shard:
             assert head - 1 not in free_slots, "I8: a slot is free twice"
             free_slots.add(head - 1)
             head = int(self.memory[(head - 1) * at.LINE_WORDS + at.ID])
-        assert len(free_slots) + users == self.slots_used, "I8: a slot is lost"
-        free_entries = 0
-        for size_class in range(at.RING_CLASSES):
-            place = int(control[at.RING_HEADS + size_class])
-            while place:
-                blocks.append((place, 1 << size_class))
-                free_entries += 1 << size_class
-                place = int(self.memory[2 * place])
-        assert free_entries == int(control[at.RING_FREE]), "I8: free ring memory is miscounted"
-        following = self._ring_base
-        for place, capacity in sorted(blocks):
-            assert place == following, f"I8: ring memory at {following} is lost or shared"
-            following += capacity
-        assert following == int(control[at.RING_NEXT]), "I8: the end of ring memory is wrong"
+        assert free_slots == set(np.flatnonzero(self._lines()[:, at.META] == 0).tolist()), "I8: slots neither in use nor free"
+        self._check_slabs(blocks)
+
+    def _check_slabs(self, blocks: list[tuple[int, int]]) -> None:
+        control, slab_entries = self.control, at.BLOCK_ENTRIES * at.SLAB_LINES
+        base = int(control[at.RING_BASE])
+        count, rest = divmod(int(control[at.RING_NEXT]) - base, slab_entries)
+        assert rest == 0, "I8: the ring area does not end with a slab"
+        slabs = self.slabs[: count * at.SLAB_WORDS].reshape(-1, at.SLAB_WORDS).tolist()
+        for lines in range(1, at.MAGAZINE_LINES + 1):
+            magazine = at.MAGAZINES + (lines - 1) * at.MAGAZINE_WORDS
+            places = control[magazine + 1 : magazine + 1 + int(control[magazine])].tolist()
+            blocks = blocks + [(place, lines * at.BLOCK_ENTRIES) for place in places]
+        held: list[set[int]] = [set() for _ in range(count)]  # lines in use, those in magazines among them
+        for place, capacity in blocks:
+            for line in range((place - base) // at.BLOCK_ENTRIES, (place - base + capacity) // at.BLOCK_ENTRIES):
+                slab, lines = line // at.SLAB_LINES, capacity // at.BLOCK_ENTRIES
+                assert slabs[slab][at.SLAB_BLOCK] == min(lines, at.SLAB_LINES), f"I8: slab {slab} has a block of another size"
+                assert line not in held[slab], f"I8: line {line} is in two rings"
+                held[slab].add(line)
+        listed: dict[int, int] = {}
+        for lines in range(at.SLAB_LINES + 1):
+            previous, head = 0, int(control[at.SLAB_HEADS + lines])
+            while head:
+                assert head - 1 not in listed, f"I8: slab {head - 1} is listed twice"
+                assert slabs[head - 1][at.SLAB_PREVIOUS] == previous, f"I8: slab {head - 1} is wrongly linked"
+                listed[head - 1] = lines
+                previous, head = head, slabs[head - 1][at.SLAB_NEXT]
+        for slab, (bits, _, _, lines) in enumerate(slabs):
+            if lines == 0:
+                assert not held[slab], f"I8: slab {slab} is in the pool and in use"
+                assert listed.get(slab) == 0, f"I8: slab {slab} is not in the pool"
+                continue
+            free = {
+                slab * at.SLAB_LINES + block * lines + line
+                for block in range(at.SLAB_LINES // lines)
+                if bits >> block & 1
+                for line in range(lines)
+            }
+            every = {slab * at.SLAB_LINES + line for line in range(at.SLAB_LINES // lines * lines)}
+            assert not free & held[slab], f"I8: lines of slab {slab} are free and in use"
+            assert free | held[slab] == every, f"I8: lines of slab {slab} are lost"
+            assert held[slab], f"I8: slab {slab} should be in the pool"
+            assert listed.get(slab) == (lines if bits else None), f"I8: slab {slab} is wrongly listed"
 
 
 _NO_SCORES: Final = np.empty(0, np.float64)
+_FIRST: Final = np.zeros(1, np.int32)

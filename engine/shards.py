@@ -6,7 +6,7 @@ whether a batch fits (S13): nothing of it is applied before there is a slot for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -20,11 +20,8 @@ from engine.capacity import users_peak
 from engine.columns import Columns, Ids, ids_of, ids_to_arrow
 from engine.config import RING_CAPACITY_MAX, TIME_NS_MIN, Config
 from engine.errors import CapacityError
-from engine.index import is_bytes, random_keys, split_rows
+from engine.index import hash_of, random_keys, split_rows
 from engine.shard import Features, Shard
-
-#: Rows looked up at a time: their slot lines are read twice, and should still be cached the second time.
-_LOOKUP_ROWS: Final = 1 << 13
 
 #: Fewer rows than this are not worth waking another thread for.
 _THREADED_ROWS: Final = 4096
@@ -46,6 +43,7 @@ class Piece:
     columns: Columns
     clock_ns: NDArray[np.int64]  # (n,) the clock just after each row
     admitted: int  # rows that passed all guards
+    units_max: int  # greatest |units| of these
     hashes: NDArray[np.uint64]  # (n,)
     rows: list[Rows]  # those rows, for each shard, in arrival order
     scores: NDArray[np.float64] | None  # (n,) where to write scores, if they are wanted
@@ -77,11 +75,11 @@ class Shards:
 
     # ---- rows in -------------------------------------------------------------------------------------------------------------
 
-    def route(self, columns: Columns, clock_ns: NDArray[np.int64], admitted: int, wanted: bool) -> Piece:
+    def route(self, columns: Columns, clock_ns: NDArray[np.int64], admitted: int, units_max: int, wanted: bool) -> Piece:
         """Split the rows that passed the guards by shard."""
         hashes, rows = self._split(columns.ids, columns.reasons)
         scores = np.empty(len(columns), np.float64) if wanted else None
-        return Piece(columns, clock_ns, admitted, hashes, rows, scores)
+        return Piece(columns, clock_ns, admitted, units_max, hashes, rows, scores)
 
     def apply(self, pieces: list[Piece], kind: str, clock_ns: int | None) -> None:
         """A slot for each user, then rows into rings.
@@ -105,17 +103,26 @@ class Shards:
             for piece in pieces:
                 clock_ns = self._swept(piece, clock_ns, kind)
 
+    def add(self, value: int, data: NDArray[np.uint8], kind: str, units: int, when_ns: int, clock_ns: int) -> float | None:
+        """Apply one row of one user, an integer or bytes, that passed the guards. Returns its score.
+
+        None, and nothing done, if it takes more than that: making room, or a sum so large that the row may be refused.
+        """
+        found, number = hash_of(value, data, kind, self._keys, len(self._shards))
+        shard = self._shards[number]
+        if self.users >= self.config.users or not shard.takes_one(len(data), abs(units)):
+            return None
+        after_ns = max(clock_ns, when_ns)
+        score = shard.add(value, data, kind, found, units, when_ns, after_ns)
+        self._sweep(after_ns, after_ns - clock_ns, kind)
+        return score
+
     def _apply_one(self, piece: Piece, kind: str, clock_ns: int | None) -> None:
         """Slots and rings in one go for a piece that certainly fits, unless a shard got far more than its share of the users."""
         if any(shard.users + len(rows) > shard.slots_max for shard, rows in zip(self._shards, piece.rows, strict=True)):
             self._apply_tight([piece], kind, clock_ns)
             return
-        columns = piece.columns
-        self._each(
-            piece.rows,
-            lambda shard, rows: shard.take(columns, piece.hashes, piece.clock_ns, rows, piece.scores),
-            piece.admitted,
-        )
+        self._put(piece, [None] * len(self._shards))
 
     def _apply_tight(self, pieces: list[Piece], kind: str, clock_ns: int | None) -> None:
         """As `apply`, for batches that may not fit: users whose transactions have expired make room first."""
@@ -155,7 +162,7 @@ class Shards:
         if earliest is None:
             return
         self.expire(int(piece.clock_ns[earliest]), kind)
-        part = Piece(piece.columns, piece.clock_ns, sum(map(len, rows)), piece.hashes, rows, piece.scores)
+        part = Piece(piece.columns, piece.clock_ns, sum(map(len, rows)), piece.units_max, piece.hashes, rows, piece.scores)
         slots = self._reserve(part, kind)
         if slots is not None:
             self._put(part, slots)
@@ -182,10 +189,15 @@ class Shards:
         for shard, reserved in zip(self._shards, slots, strict=True):
             shard.release(reserved, len(reserved), kind)
 
-    def _put(self, piece: Piece, slots: list[Rows]) -> None:
+    def _put(self, piece: Piece, slots: Sequence[Rows | None]) -> None:
+        if piece.admitted < _THREADED_ROWS:
+            for shard, rows, mine in zip(self._shards, piece.rows, slots, strict=True):
+                if len(rows):
+                    shard.take(piece.columns, piece.hashes, piece.clock_ns, piece.units_max, rows, mine, piece.scores)
+            return
         self._each(
             list(zip(piece.rows, slots, strict=True)),
-            lambda shard, mine: shard.apply(piece.columns, piece.clock_ns, mine[0], mine[1], piece.scores),
+            lambda shard, mine: shard.take(piece.columns, piece.hashes, piece.clock_ns, piece.units_max, mine[0], mine[1], piece.scores),
             piece.admitted,
         )
 
@@ -194,7 +206,9 @@ class Shards:
         if rows > RING_CAPACITY_MAX // 2:  # then it matters how many rows one user has at most
             hashes = pa.chunked_array([pa.array(piece.hashes[piece.columns.reasons == 0]) for piece in pieces])
             of_one = pc.max(hashes.value_counts().field("counts")).as_py()
-        for shard in self._shards:
+        for number, shard in enumerate(self._shards):
+            if rows < _THREADED_ROWS and all(len(piece.rows[number]) == 0 for piece in pieces):
+                continue  # nothing is for it, which is worth knowing when rows come one by one
             if not shard.room_for(rows, of_one):
                 raise CapacityError(
                     f"no room for the rings of {rows:,} rows more: memory is full of retained transactions, or one user has 2**26 of them; "
@@ -235,16 +249,14 @@ class Shards:
     def scores(self, ids: Ids, unknown: NDArray[np.uint8], at_ns: int) -> NDArray[np.float64]:
         """Scores of users at an instant; 0.0 where `unknown` is set."""
         scores = np.zeros(len(ids), np.float64)
-        rows_each = _LOOKUP_ROWS * len(self._shards)
-        for first in range(0, len(ids), rows_each):
-            part, out = _slice(ids, first, first + rows_each), scores[first : first + rows_each]
-            hashes, rows = self._split(part, unknown[first : first + rows_each])
-
-            def look(shard: Shard, mine: Rows, part: Ids = part, hashes: Any = hashes, out: Any = out) -> None:
-                shard.scores(mine, shard.find(part, hashes, mine), at_ns, out)
-
-            self._each(rows, look, len(part))
+        hashes, rows = self._split(ids, unknown)
+        self._each(rows, lambda shard, mine: shard.scores(ids, hashes, mine, at_ns, scores), len(ids))
         return scores
+
+    def score(self, value: int, data: NDArray[np.uint8], kind: str, at_ns: int) -> float:
+        """Score of one user, an integer or bytes, at an instant."""
+        found, shard = hash_of(value, data, kind, self._keys, len(self._shards))
+        return self._shards[shard].score(value, data, kind, found, at_ns)
 
     def features(self, ids: Ids, unknown: NDArray[np.uint8], at_ns: int, clock_ns: int | None) -> Features:
         """Features of users at an instant, those of unknown users where `unknown` is set."""
@@ -293,6 +305,8 @@ class Shards:
 
     def _sweep(self, clock_ns: int, moved_ns: int, kind: str) -> None:
         """Expire some slots, in keeping with how far the clock has moved."""
+        if moved_ns == 0 and self._sweep_debt == 0:
+            return
         debt = self._sweep_debt + _SWEEP_ROUNDS * moved_ns / max(self.config.retention_ns, 1)
         self._sweep_debt = min(debt, float(_SWEEP_ROUNDS))
         used = sum(shard.slots_used for shard in self._shards)
@@ -349,15 +363,6 @@ def _slots_of_one(users: int, shards: int) -> int:
     """Slots of one shard: its share of the users and eight standard deviations, but never more than all of them."""
     share = users / shards
     return min(users, int(share + 8 * share**0.5) + 64)
-
-
-def _slice(ids: Ids, first: int, last: int) -> Ids:
-    if first == 0 and len(ids) <= last:
-        return ids
-    valid = None if ids.valid is None else ids.valid[first:last]
-    if is_bytes(ids.kind):
-        return Ids(ids.kind, ids.values, ids.offsets[first : last + 1], ids.data, valid)
-    return Ids(ids.kind, ids.values[first:last], ids.offsets, ids.data, valid)
 
 
 def _same_type(arrays: list[Any]) -> list[Any]:

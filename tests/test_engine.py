@@ -251,7 +251,8 @@ class TestAllOrNothing:
         assert "a" in engine
         assert "b" not in engine
 
-    def test_an_interrupted_batch_makes_the_engine_unusable(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("one", [True, False])
+    def test_an_interrupted_batch_makes_the_engine_unusable(self, monkeypatch: pytest.MonkeyPatch, one: bool) -> None:
         """Ctrl-C between two shards: half of the batch is in, and no score may be given from that."""
         engine = make()
         engine.add("a", 1, 0)
@@ -259,12 +260,40 @@ class TestAllOrNothing:
         def interrupted(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(engine._shards, "apply", interrupted)
+        monkeypatch.setattr(engine._shards, "add" if one else "apply", interrupted)
+        apply = (lambda: engine.add("a", 1, 1)) if one else (lambda: engine.ingest(rows(("a", 1, 1))))
         with pytest.raises(KeyboardInterrupt):
-            engine.add("a", 1, 1)
+            apply()
         for use in (lambda: engine.score("a"), lambda: engine.add("a", 1, 2), engine.stats):
             with pytest.raises(EngineError, match="interrupted half-way"):
                 use()
+
+    @pytest.mark.parametrize("kind", ["int64", "string", "binary"])
+    def test_rows_one_by_one_are_rows_of_a_batch(self, kind: str) -> None:
+        """The short way of `add` and `score` gives what arrays give: scores, totals, reasons and state."""
+        random = np.random.default_rng(11)
+        count = 3_000
+        numbers = random.integers(-5, 12, count)
+        users = {"int64": numbers.tolist(), "string": [f"u{n}" for n in numbers], "binary": [b"\xff" * (n + 5) for n in numbers]}[kind]
+        amounts = np.round(random.normal(0, 100, count), random.integers(0, 7)).tolist()
+        amounts[7], amounts[8], amounts[9] = math.nan, 1e300, 900_719_925_474.0992
+        times = (np.arange(count) * 700 + random.integers(-90_000, 20_000, count)).tolist()
+        for shards in (1, 3):
+            options = {"shards": shards, "max_jump": "15s", "time_unit": "ms", "users": 17}
+            one, all_ = RiskEngine(max_ahead=None, **options), RiskEngine(max_ahead=None, **options)
+            singly = [one.add(*row) for row in zip(users, amounts, times, strict=True)]
+            batch = {"user_id": users, "amount": amounts, "timestamp": times}
+            together = all_.ingest(batch, scores=True).scores.to_pylist()
+            assert [None if math.isnan(score) else score for score in singly] == together
+            assert one.digest() == all_.digest()
+            ours, theirs = one.stats(), all_.stats()
+            assert (ours.rejected, ours.rounded, ours.rows, ours.users) == (theirs.rejected, theirs.rounded, theirs.rows, theirs.users)
+            assert {"late", "jump", "amount_not_finite", "amount_out_of_range"} <= set(ours.rejected)
+            known = sorted(set(users))
+            for at in (None, np.datetime64(max(times) + 40_000, "ms")):
+                assert [one.score(user, at=at) for user in known] == all_.scores(known, at=at).tolist()
+            for shard in one._shards:
+                shard.check(kind)
 
     def test_users_may_come_and_go_within_one_batch(self) -> None:
         """Two seats, five users: each is gone before the next one but one comes."""

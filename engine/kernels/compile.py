@@ -74,13 +74,17 @@ def kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
 inline = numba.njit(forceinline=True, **_FLAGS)
 
 
+def _address(context: Any, builder: Any, array_type: Any, array: Any, position: Any) -> Any:
+    """Pointer to an element of an array."""
+    return builder.gep(context.make_array(array_type)(context, builder, array).data, [position])
+
+
 @intrinsic  # type: ignore[misc, unused-ignore]
 def _prefetch(typing_context: Any, target: Any, position: Any) -> Any:
     signature = types.void(target, types.int64)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        holder = context.make_array(signature.args[0])(context, builder, arguments[0])
-        pointer = builder.gep(holder.data, [arguments[1]])
+        pointer = _address(context, builder, signature.args[0], *arguments)
         address = builder.bitcast(pointer, cgutils.voidptr_t)
         kind = cgutils.ir.FunctionType(cgutils.ir.VoidType(), [cgutils.voidptr_t, cgutils.int32_t, cgutils.int32_t, cgutils.int32_t])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -91,9 +95,58 @@ def _prefetch(typing_context: Any, target: Any, position: Any) -> Any:
     return signature, codegen
 
 
-def _no_prefetch(target: Any, position: Any) -> None:
+@intrinsic  # type: ignore[misc, unused-ignore]
+def _lanes_equal(typing_context: Any, words: Any, position: Any, mask: Any, wanted: Any) -> Any:
+    signature = types.int64(words, types.int64, types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lane = cgutils.int32_t
+        vector = cgutils.ir.VectorType(lane, LANES)
+        none = cgutils.ir.Constant(vector, cgutils.ir.Undefined)
+        everywhere = cgutils.ir.Constant(vector, [0] * LANES)
+
+        def spread(value: Any) -> Any:
+            return builder.shuffle_vector(builder.insert_element(none, builder.trunc(value, lane), lane(0)), none, everywhere)
+
+        pointer = _address(context, builder, signature.args[0], *arguments[:2])
+        line = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=4)
+        equal = builder.icmp_unsigned("==", builder.and_(line, spread(arguments[2])), spread(arguments[3]))
+        return builder.zext(builder.bitcast(equal, cgutils.ir.IntType(LANES)), cgutils.ir.IntType(64))
+
+    return signature, codegen
+
+
+@intrinsic  # type: ignore[misc, unused-ignore]
+def _lowest_bit(typing_context: Any, word: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], cgutils.false_bit)
+
+    return types.int64(types.int64), codegen
+
+
+def _prefetch_plain(target: Any, position: Any) -> None:
     """What an uncompiled kernel, which is plain Python, does instead."""
 
 
+def _lanes_equal_plain(words: Any, position: Any, mask: int, wanted: int) -> int:
+    return sum(1 << lane for lane in range(LANES) if int(words[position + lane]) & mask == wanted)
+
+
+def _lowest_bit_plain(word: Any) -> int:
+    return (int(word) & -int(word)).bit_length() - 1 if word else 64
+
+
+#: Lanes of `lanes_equal`: 32-bit words that fill one 64-byte line.
+LANES = 16
+
+_plain = numba.config.DISABLE_JIT
+
 #: prefetch(target, position): ask for the memory line of target[position], to be written. Never faults, never waits.
-prefetch: Any = _no_prefetch if numba.config.DISABLE_JIT else _prefetch
+prefetch: Any = _prefetch_plain if _plain else _prefetch
+
+#: lanes_equal(words, position, mask, wanted): bit k is set where words[position + k] & mask == wanted, for 16 lanes in a few vector
+#: instructions. `words` is uint32; position a multiple of 16.
+lanes_equal: Any = _lanes_equal_plain if _plain else _lanes_equal
+
+#: lowest_bit(word): number of the lowest bit set in an int64; 64 if none is.
+lowest_bit: Any = _lowest_bit_plain if _plain else _lowest_bit

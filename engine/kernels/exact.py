@@ -1,4 +1,4 @@
-"""Exact arithmetic on windows: wide sums, and the score as a correctly rounded quotient.
+"""Exact arithmetic on windows: entries in order of time, wide sums, and the score as a correctly rounded quotient.
 
 A window's sum nearly always fits int64, and then it is one subtraction of prefix sums. Whether it does is known beforehand: `count`
 entries of at most UNITS_MAX each cannot leave int64 while count <= SAFE_COUNT. Else the units are added up one by one in two halves.
@@ -7,7 +7,22 @@ entries of at most UNITS_MAX each cannot leave int64 while count <= SAFE_COUNT. 
 import numpy as np
 
 from engine.kernels.compile import inline
-from engine.kernels.layout import EXACT_FLOAT, HALF_BITS, HALF_MASK, INT64_MAX, SAFE_COUNT, TIME_MIN
+from engine.kernels.layout import (
+    EXACT_FLOAT,
+    HALF_BITS,
+    HALF_MASK,
+    INLINE_CAPACITY,
+    INT64_MAX,
+    LINE_WORDS,
+    META,
+    PLACE_BITS,
+    PLACE_MASK,
+    RING_FROM,
+    SAFE_COUNT,
+    SPAN,
+    TIME_MIN,
+    TOTAL,
+)
 
 
 @inline
@@ -39,8 +54,18 @@ def wrapped_difference(first, second):
 
 
 @inline
+def entries_of(memory, base):
+    """(place, capacity, start, count) of a user's entries, in the line or in a ring."""
+    meta = memory[base + META]
+    if meta < RING_FROM:
+        return (base >> 1) + 1, np.int64(INLINE_CAPACITY), meta - 1, np.int64(INLINE_CAPACITY)
+    span = memory[base + SPAN]
+    return meta & PLACE_MASK, meta >> PLACE_BITS, span & HALF_MASK, span >> HALF_BITS
+
+
+@inline
 def entry_word(place, capacity, start, index):
-    """Word of entry `index` of a ring: its time; the next word is its `before`."""
+    """Word of entry `index`: its time; the next word is its `before`, or in a line its units."""
     at = start + index
     if at >= capacity:
         at -= capacity
@@ -72,19 +97,53 @@ def upper_bound(memory, place, capacity, start, low, high, time_ns):
 
 
 @inline
+def first_from(memory, place, capacity, start, low, count, time_ns):
+    """As `lower_bound` of [low, count), for an answer that is near `low`: gallop, then search where that ends."""
+    step = 1
+    while low + step <= count and memory[entry_word(place, capacity, start, low + step - 1)] < time_ns:
+        low += step
+        step *= 2
+    return lower_bound(memory, place, capacity, start, low, min(low + step - 1, count), time_ns)
+
+
+@inline
 def before_of(memory, place, capacity, start, count, total, index):
-    """Prefix sum before entry `index`; with index == count, the sum of all."""
+    """Prefix sum before entry `index` of a ring; with index == count, the sum of all."""
     if index == count:
         return total
     return memory[entry_word(place, capacity, start, index) + 1]
 
 
 @inline
-def span_sum(memory, control, place, capacity, start, count, total, first, last):
-    """Sum of the units of entries first..last-1 as (high, low): high * 2**32 + low, 0 <= low < 2**32.
+def units_of(memory, base, index):
+    """Units of a user's entry."""
+    place, capacity, start, count = entries_of(memory, base)
+    word = entry_word(place, capacity, start, index)
+    if memory[base + META] < RING_FROM:
+        return memory[word + 1]
+    return wrapped_difference(before_of(memory, place, capacity, start, count, memory[base + TOTAL], index + 1), memory[word + 1])
+
+
+@inline
+def line_window(memory, base, left_ns, at_ns):
+    """Number and units of the entries in a line whose times are in [left, at]. No branches: which they are is unpredictable."""
+    counted = np.int64(0)
+    total = np.int64(0)
+    for word in range(base + 2, base + LINE_WORDS, 2):
+        inside = np.int64(memory[word] >= left_ns) & np.int64(memory[word] <= at_ns)
+        counted += inside
+        total += memory[word + 1] & -inside
+    return counted, total
+
+
+@inline
+def span_sum(memory, control, base, first, last):
+    """Sum of the units of a ring's entries first..last-1 as (high, low): high * 2**32 + low, 0 <= low < 2**32.
 
     Cost: two entries; or, when the sum might not fit int64, all of them.
     """
+    place, capacity, start, count = entries_of(memory, base)
+    total = memory[base + TOTAL]
     if last - first <= control[SAFE_COUNT]:
         difference = wrapped_difference(
             before_of(memory, place, capacity, start, count, total, last),
@@ -94,10 +153,7 @@ def span_sum(memory, control, place, capacity, start, count, total, first, last)
     high = np.int64(0)
     low = np.int64(0)
     for index in range(first, last):
-        units = wrapped_difference(
-            before_of(memory, place, capacity, start, count, total, index + 1),
-            before_of(memory, place, capacity, start, count, total, index),
-        )
+        units = units_of(memory, base, index)
         high += units >> HALF_BITS
         low += units & HALF_MASK
     return high + (low >> HALF_BITS), low & HALF_MASK

@@ -9,7 +9,7 @@ no key removes. Full ids are compared in any case.
 
 import numpy as np
 
-from engine.kernels.compile import I32, I64, I64_IN, U8_IN, U64, U64_IN, boolean, i64, inline, kernel
+from engine.kernels.compile import I32, I64, I64_IN, U8_IN, U64, U64_IN, boolean, i64, inline, kernel, u64
 
 U = np.uint64
 U0, U1, U3, U4, U8_, U13, U15, U16, U17, U21, U29, U32, U56 = (U(n) for n in (0, 1, 3, 4, 8, 13, 15, 16, 17, 21, 29, 32, 56))
@@ -142,3 +142,16 @@ def partition(
         bounds[shard] = bounds[shard - 1]
     bounds[0] = 0
     return kept
+
+
+@kernel(u64, i64, U8_IN, boolean, U64_IN)
+def hash_one(
+    value,  # ()    int64   in   an integer id
+    data,  # (b,)  uint8   in   or the bytes of one
+    is_bytes,  # ()    bool    in   which of the two it is
+    keys,  # (4,)  uint64  in   the secret of this engine
+):
+    """Hash of one id, as `partition` gives it."""
+    if is_bytes:
+        return hash_bytes(data, np.int64(0), np.int64(len(data)), keys[0], keys[1])
+    return hash_integer(value, keys)

@@ -3,58 +3,84 @@
 A shard is one flat int64 array. Its first part is slot lines of 64 bytes, one per user:
 
     word 0  ID      integer id; for byte ids: place in the arena (8-byte units) << 32 | high half of the hash
-    word 1  TOTAL   sum of all units this user ever had, modulo 2**64: the `before` of its next entry
-    word 2  RING    capacity << PLACE_BITS | place of the ring's first entry (16-byte units in the flat array)
-    word 3  SPAN    count << 32 | start
-    word 4-7        with capacity 2: the ring itself, two entries of (time, before)
-                    with a larger ring: NEWEST, LEFT_TIME, LEFT_BEFORE, LEFT - what the next row needs to know of it
+    word 1  META    0: the slot is free; 1 + p: the line holds the entries, p is the place of the oldest;
+                    else capacity << PLACE_BITS | place of a ring
 
-A larger ring lies behind the slot lines in the same array; its capacity is a power of two from 4 on. Entries are
-addressed alike in both cases: entry k of a ring is the words 2 * (place + k) and 2 * (place + k) + 1.
+In a line that holds its entries:
 
-`before` is the prefix sum of the user's units before the entry. The units of a span of entries are the difference
-of two of them, exact as long as the true sum fits int64: nothing is ever subtracted on expiry, so nothing can drift.
+    word 2-7        three entries of (time, units), in cyclic order from the oldest, EMPTY where there is none
 
-LEFT is the index (from start) of the first entry that the window of the newest entry holds; LEFT_TIME and LEFT_BEFORE
-are that entry's words. It only moves forward with rows in order, so a hot user's row costs no search.
+A line whose user has more retained entries names a ring, behind the slot lines in the same array, and tells what the next row needs of it:
 
-A free slot has RING = 0 and its ID word holds the next free slot + 1. A free ring block holds in its first word the
-place of the next free block of its size.
+    word 2  NEWEST       time of its newest entry
+    word 3  TOTAL        sum of all units this ring ever had, modulo 2**64: the `before` of its next entry
+    word 4  LEFT_TIME    time and `before` of entry LEFT
+    word 5  LEFT_BEFORE
+    word 6  LEFT         index (from start) of the first entry that the window of the newest entry holds
+    word 7  SPAN         count << 32 | start
+
+Entry k of a ring is the words 2 * (place + k) and 2 * (place + k) + 1: (time, before). `before` is the prefix sum of the user's units
+in front of the entry. The units of a span of entries are the difference of two of them, exact as long as the true sum fits int64: nothing
+is ever subtracted on expiry, so nothing can drift. LEFT only moves forward with rows in order, so a hot user's row costs no search.
+
+A line's three entries are addressed the same way, as a ring of capacity 3 that is always full: EMPTY is before every time there is.
+
+Rings lie in blocks of whole 64-byte lines (four entries), these in slabs of 64 lines. What is known of slab s stands in the array `slabs`
+from word 4 * s on:
+
+    word 0  SLAB_FREE      a bit for each of its blocks that is free
+    word 1  SLAB_NEXT      next and previous slab of its list + 1, or 0
+    word 2  SLAB_PREVIOUS
+    word 3  SLAB_BLOCK     lines of its blocks; 0: none is in use, the slab is in the pool
+
+The ID word of a free slot holds the next free slot + 1.
 """
 
 LINE_WORDS = 8
-ID, TOTAL, RING, SPAN = 0, 1, 2, 3
-NEWEST, LEFT_TIME, LEFT_BEFORE, LEFT = 4, 5, 6, 7
-INLINE_CAPACITY = 2
+ID, META = 0, 1
+NEWEST, TOTAL, LEFT_TIME, LEFT_BEFORE, LEFT, SPAN = 2, 3, 4, 5, 6, 7
+INLINE_CAPACITY = 3
 
 PLACE_BITS = 36
 PLACE_MASK = (1 << PLACE_BITS) - 1
+RING_FROM = 1 << PLACE_BITS  # META of a line with a ring is at least this
 HALF_BITS = 32
 HALF_MASK = (1 << HALF_BITS) - 1
+
+# Rings.
+BLOCK_ENTRIES = 4  # entries of a 64-byte line, the unit in which blocks are given out
+SLAB_LINES = 64
+SLAB_WORDS = 4
+SLAB_FREE, SLAB_NEXT, SLAB_PREVIOUS, SLAB_BLOCK = 0, 1, 2, 3
+SEARCHED_SLABS = 4096  # slabs looked at for a large ring before memory never used is taken
 
 # Registers of the control array.
 SLOTS_MAX = 0  # slot lines reserved
 SLOTS_USED = 1  # slot lines ever used; those above were never touched
 SLOT_FREE = 2  # first free slot + 1, or 0
 USERS = 3  # slots in use
-ENTRIES = 4  # entries held, expired ones included
-UNITS_MAX = 5  # greatest |units| ever applied
+ENTRIES = 4  # entries held in rings, expired ones included
+UNITS_MAX = 5  # no |units| ever applied is greater
 SAFE_COUNT = 6  # so many entries of UNITS_MAX cannot leave int64
 COUNT_MAX = 7  # greatest count a ring has had since the last whole sweep
-RING_NEXT = 8  # place behind the last ring ever made
-RING_LIMIT = 9  # place behind the ring area
-TABLE_LINES = 10  # index lines of 16 entries
-SLOT_BITS = 11  # low bits of an index entry that hold slot + 1
-ARENA_NEXT = 12  # first arena unit (8 bytes) never used
-ARENA_LIMIT = 13  # units reserved
-ARENA_FREE = 14  # units in free records
-RING_FREE = 15  # entries in free ring blocks
-RING_HEADS = 16  # 28 heads of free ring blocks, by log2 of their capacity
-RING_CLASSES = 28
-ARENA_HEADS = RING_HEADS + RING_CLASSES  # heads of free arena records: exact sizes below 64 units, then powers of two
+RING_BASE = 8  # place of the ring area's first entry
+RING_NEXT = 9  # place behind the last slab ever used
+RING_LIMIT = 10  # place behind the ring area
+SLAB_CURSOR = 11  # slab where the next search for a large ring begins
+TABLE_LINES = 12  # index lines of 16 entries
+SLOT_BITS = 13  # low bits of an index entry that hold slot + 1
+ARENA_NEXT = 14  # first arena unit (8 bytes) never used
+ARENA_LIMIT = 15  # units reserved
+ARENA_FREE = 16  # units in free records
+SLAB_HEADS = 17  # first slab + 1 that has free blocks of so many lines; 0: the pool
+ARENA_HEADS = SLAB_HEADS + SLAB_LINES + 1  # heads of free arena records: exact sizes below 64 units, then powers of two
 ARENA_EXACT = 64
 ARENA_CLASSES = ARENA_EXACT + 32
-CONTROL_WORDS = ARENA_HEADS + ARENA_CLASSES
+MAGAZINES = ARENA_HEADS + ARENA_CLASSES  # for each block of up to 8 lines: how many are in its magazine, and their places
+MAGAZINE_LINES = 8
+MAGAZINE_BLOCKS = 32
+MAGAZINE_WORDS = 1 + MAGAZINE_BLOCKS
+CONTROL_WORDS = MAGAZINES + MAGAZINE_LINES * MAGAZINE_WORDS
 
 # Index lines.
 BUCKET = 16
@@ -63,6 +89,7 @@ DISPLACED = 1 << 31
 #: Rows that a prefetch runs ahead of its use.
 AHEAD = 24
 
+EMPTY = -(2**63)
 TIME_MIN = -(2**63) + 1
 INT64_MAX = 2**63 - 1
 EXACT_FLOAT = 2**53

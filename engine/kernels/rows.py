@@ -1,41 +1,54 @@
-"""Rows in: the guards of the clock, and the rings that take the rows up."""
+"""Rows in: the guards of the clock, and the lines and rings that take the rows up."""
 
 import numpy as np
 
-from engine.kernels.compile import F64, I32_IN, I64, I64_IN, U8, boolean, i64, inline, kernel, prefetch
-from engine.kernels.exact import entry_word, lower_bound, mean, minus, span_sum, upper_bound, wrapped_difference, wrapped_sum
+from engine.kernels.blocks import block_add, block_remove, lines_for
+from engine.kernels.compile import F64, I32, I32_IN, I64, I64_IN, U8, U8_IN, U32, U64_IN, boolean, i64, inline, kernel, prefetch
+from engine.kernels.exact import (
+    entries_of,
+    entry_word,
+    first_from,
+    line_window,
+    lower_bound,
+    mean,
+    minus,
+    span_sum,
+    units_of,
+    upper_bound,
+    wrapped_difference,
+    wrapped_sum,
+)
 from engine.kernels.layout import (
     AHEAD,
+    BLOCK_ENTRIES,
     COUNT_MAX,
+    EMPTY,
     ENTRIES,
     HALF_BITS,
     HALF_MASK,
     INLINE_CAPACITY,
-    INT64_MAX,
     LEFT,
     LEFT_BEFORE,
     LEFT_TIME,
     LINE_WORDS,
+    META,
     NEWEST,
     PLACE_BITS,
     PLACE_MASK,
-    RING,
-    RING_CLASSES,
-    RING_FREE,
-    RING_HEADS,
-    RING_NEXT,
+    RING_FROM,
     SAFE_COUNT,
     SPAN,
     TOTAL,
-    UNITS_MAX,
 )
+from engine.kernels.probing import ask_bytes, ask_line, ask_slot, bytes_between, slot_made
 
 SUM_LIMIT_HIGH = 1 << 30  # 2**62 >> 32
 
 
-@kernel(i64, I64_IN, U8, boolean, i64, i64, i64, i64, i64, I64)
+@kernel(i64, I64_IN, I64_IN, U8, boolean, i64, i64, i64, i64, i64, I64, I64)
 def admit_rows(
     time_ns,  # (n,)  int64  in     event times
+    units,  # (n,)  int64  in     amounts
     reasons,  # (n,)  uint8  inout  0, or why the row is not applied
     has_clock,  # ()    bool   in     whether any row was accepted before
     clock_now,  # ()    int64  in     the clock before the first row
@@ -44,12 +57,14 @@ def admit_rows(
     lateness_ns,  # ()    int64  in     rows further behind the clock are refused
     future,  # ()    int64  in     code of the reason; jump and late follow it
     clock_ns,  # (n,)  int64  out    the clock just after each row
+    units_max,  # (1,)  int64  out    greatest |units| of a row let through
 ):
     """Let each row pass the guards S8 and S7 against the clock as it stood just before it. Returns the rows let through.
 
     Sequential; no random lines.
     """
     admitted = 0
+    greatest = np.int64(0)
     for row in range(len(time_ns)):
         if reasons[row] == 0:
             time = time_ns[row]
@@ -61,137 +76,145 @@ def admit_rows(
                 reasons[row] = future + 2
             else:
                 admitted += 1
+                greatest = max(greatest, abs(units[row]))
                 if not has_clock or time > clock_now:
                     clock_now = time
                     has_clock = True
         clock_ns[row] = clock_now
+    units_max[0] = greatest
     return admitted
 
 
 @inline
-def ring_class(capacity):
-    """log2 of a ring's capacity: its free list."""
-    at = 0
-    while capacity > 1:
-        capacity >>= 1
-        at += 1
-    return at
-
-
-@inline
-def ring_add(memory, control, capacity):
-    """Place of a ring of so many entries: a free block of the size, a half of a larger one, or never used memory (checked to be there)."""
-    at = ring_class(capacity)
-    larger = at
-    while larger < RING_CLASSES and control[RING_HEADS + larger] == 0:
-        larger += 1
-    if larger == RING_CLASSES:
-        place = control[RING_NEXT]
-        control[RING_NEXT] += capacity
-        return place
-    place = control[RING_HEADS + larger]
-    control[RING_HEADS + larger] = memory[2 * place]
-    prefetch(memory, 2 * control[RING_HEADS + larger])
-    while larger > at:
-        larger -= 1
-        half = place + (1 << larger)
-        memory[2 * half] = control[RING_HEADS + larger]
-        control[RING_HEADS + larger] = half
-    control[RING_FREE] -= capacity
-    return place
-
-
-@inline
-def ring_remove(memory, control, place, capacity):
-    """Give a ring's block back."""
-    at = ring_class(capacity)
-    memory[2 * place] = control[RING_HEADS + at]
-    control[RING_HEADS + at] = place
-    control[RING_FREE] += capacity
-
-
-@inline
-def set_left(memory, base, place, capacity, start, count, reach_ns):
-    """Work out NEWEST and LEFT of a large ring afresh."""
+def set_left(memory, base, reach_ns):
+    """Work out NEWEST and LEFT of a ring afresh."""
+    place, capacity, start, count = entries_of(memory, base)
     newest = memory[entry_word(place, capacity, start, count - 1)]
-    left = lower_bound(memory, place, capacity, start, 0, count, minus(newest, reach_ns))
-    word = entry_word(place, capacity, start, left)
+    point_left(memory, base, lower_bound(memory, place, capacity, start, 0, count, minus(newest, reach_ns)))
     memory[base + NEWEST] = newest
+
+
+@inline
+def point_left(memory, base, left):
+    """Make LEFT an entry of a ring."""
+    place, capacity, start, _ = entries_of(memory, base)
+    word = entry_word(place, capacity, start, left)
+    memory[base + LEFT] = left
     memory[base + LEFT_TIME] = memory[word]
     memory[base + LEFT_BEFORE] = memory[word + 1]
-    memory[base + LEFT] = left
 
 
 @inline
-def move_ring(memory, control, base, capacity, dropped, reach_ns):
-    """Move a user's entries but the `dropped` oldest into a ring of another capacity; at least one entry remains (I1-I4)."""
-    old_capacity = memory[base + RING] >> PLACE_BITS
-    old_place = memory[base + RING] & PLACE_MASK
-    start = memory[base + SPAN] & HALF_MASK
-    count = (memory[base + SPAN] >> HALF_BITS) - dropped
-    if capacity == INLINE_CAPACITY:
-        # The line's own ring overlaps the words about the old ring, which are no longer needed.
-        place = (base + 4) >> 1
-    else:
-        place = ring_add(memory, control, capacity)
+def leave_line(memory, control, slabs, base, reach_ns):
+    """Move the three entries of a line into a ring (I1-I4)."""
+    first = memory[base + META]
+    second = first + 1 if first < INLINE_CAPACITY else np.int64(1)
+    third = second + 1 if second < INLINE_CAPACITY else np.int64(1)
+    time_0, units_0 = memory[base + 2 * first], memory[base + 2 * first + 1]
+    time_1, units_1 = memory[base + 2 * second], memory[base + 2 * second + 1]
+    time_2, units_2 = memory[base + 2 * third], memory[base + 2 * third + 1]
+    place = block_add(memory, control, slabs, 1)
+    word = 2 * place
+    memory[word], memory[word + 1] = time_0, 0
+    memory[word + 2], memory[word + 3] = time_1, units_0
+    memory[word + 4], memory[word + 5] = time_2, units_0 + units_1
+    left_ns = minus(time_2, reach_ns)
+    left = np.int64(time_0 < left_ns) + np.int64(time_1 < left_ns)
+    memory[base + META] = BLOCK_ENTRIES << PLACE_BITS | place
+    memory[base + NEWEST] = time_2
+    memory[base + TOTAL] = units_0 + units_1 + units_2
+    memory[base + LEFT_TIME] = time_0 if left == 0 else (time_1 if left == 1 else time_2)
+    memory[base + LEFT_BEFORE] = 0 if left == 0 else (units_0 if left == 1 else units_0 + units_1)
+    memory[base + LEFT] = left
+    memory[base + SPAN] = INLINE_CAPACITY << HALF_BITS
+    control[ENTRIES] += INLINE_CAPACITY
+
+
+@inline
+def enter_line(memory, control, slabs, base, dropped):
+    """Move a ring's entries but the `dropped` oldest back into the line, which has room for them (I1-I3)."""
+    place, capacity, start, count = entries_of(memory, base)
+    time_0 = time_1 = time_2 = np.int64(EMPTY)
+    units_0 = units_1 = units_2 = np.int64(0)
+    for index in range(dropped, count):
+        time_0, time_1, time_2 = time_1, time_2, memory[entry_word(place, capacity, start, index)]
+        units_0, units_1, units_2 = units_1, units_2, units_of(memory, base, index)
+    memory[base + META] = 1
+    memory[base + 2], memory[base + 3] = time_0, units_0
+    memory[base + 4], memory[base + 5] = time_1, units_1
+    memory[base + 6], memory[base + 7] = time_2, units_2
+    control[ENTRIES] -= count
+    block_remove(control, slabs, place, capacity)
+
+
+@inline
+def move_ring(memory, control, slabs, base, lines, dropped, reach_ns):
+    """Move a ring's entries but the `dropped` oldest into a block of another size; at least one entry remains (I1-I4)."""
+    old_place, old_capacity, start, count = entries_of(memory, base)
+    count -= dropped
+    place = block_add(memory, control, slabs, lines)
     for index in range(count):
         source = entry_word(old_place, old_capacity, start, dropped + index)
         target = 2 * (place + index)
         memory[target] = memory[source]
         memory[target + 1] = memory[source + 1]
-    if old_capacity > INLINE_CAPACITY:
-        ring_remove(memory, control, old_place, old_capacity)
-    memory[base + RING] = capacity << PLACE_BITS | place
+    block_remove(control, slabs, old_place, old_capacity)
+    memory[base + META] = (lines * BLOCK_ENTRIES) << PLACE_BITS | place
     memory[base + SPAN] = count << HALF_BITS
     control[ENTRIES] -= dropped
-    if capacity > INLINE_CAPACITY:
-        set_left(memory, base, place, capacity, 0, count, reach_ns)
+    if memory[base + LEFT] >= dropped:
+        memory[base + LEFT] -= dropped
+    else:
+        set_left(memory, base, reach_ns)
 
 
 @inline
 def drop_oldest(memory, control, base, dropped, reach_ns):
-    """Forget the `dropped` oldest entries of a ring where they are; none need remain (I1-I4)."""
-    if dropped == 0:
-        return
-    capacity = memory[base + RING] >> PLACE_BITS
-    place = memory[base + RING] & PLACE_MASK
-    start = (memory[base + SPAN] & HALF_MASK) + dropped
+    """Forget the `dropped` oldest entries of a ring where they are; at least one remains (I1-I4)."""
+    _, capacity, start, count = entries_of(memory, base)
+    start += dropped
     if start >= capacity:
         start -= capacity
-    count = (memory[base + SPAN] >> HALF_BITS) - dropped
-    memory[base + SPAN] = count << HALF_BITS | start
+    memory[base + SPAN] = (count - dropped) << HALF_BITS | start
     control[ENTRIES] -= dropped
-    if capacity > INLINE_CAPACITY and count > 0:
-        if memory[base + LEFT] >= dropped:
-            memory[base + LEFT] -= dropped
-        else:
-            set_left(memory, base, place, capacity, start, count, reach_ns)
+    if memory[base + LEFT] >= dropped:
+        memory[base + LEFT] -= dropped
+    else:
+        set_left(memory, base, reach_ns)
 
 
 @inline
-def make_room(memory, control, base, floor_ns, reach_ns):
-    """Make a full ring take one entry more: by forgetting what no exact lookup can need, or by doubling it."""
-    capacity = memory[base + RING] >> PLACE_BITS
-    place = memory[base + RING] & PLACE_MASK
-    start = memory[base + SPAN] & HALF_MASK
-    dropped = lower_bound(memory, place, capacity, start, 0, capacity, floor_ns)
-    if 4 * dropped >= capacity:
-        drop_oldest(memory, control, base, dropped, reach_ns)
+def make_room(memory, control, slabs, base, time, floor_ns, reach_ns):
+    """Make a full ring take one entry more: by forgetting what no exact lookup can need, or in a block a quarter larger.
+
+    A ring that would be left with two entries goes back into the line. When `time` is not before NEWEST, `append` must come next.
+    """
+    place, capacity, start, count = entries_of(memory, base)
+    dropped = first_from(memory, place, capacity, start, 0, count, floor_ns)
+    if dropped == 0:
+        move_ring(memory, control, slabs, base, lines_for(capacity + max(BLOCK_ENTRIES, capacity >> 2)), 0, reach_ns)
+    elif count - dropped < INLINE_CAPACITY:
+        enter_line(memory, control, slabs, base, dropped)
+    elif time >= memory[base + NEWEST]:
+        # The entry at LEFT may be gone. It was before the window of this row too, and `append` will search from LEFT + 1 on.
+        start += dropped
+        if start >= capacity:
+            start -= capacity
+        memory[base + SPAN] = (count - dropped) << HALF_BITS | start
+        memory[base + LEFT] = max(memory[base + LEFT] - dropped, -1)
+        control[ENTRIES] -= dropped
     else:
-        move_ring(memory, control, base, 2 * capacity, dropped, reach_ns)
+        drop_oldest(memory, control, base, dropped, reach_ns)
 
 
 @inline
 def too_large(memory, control, base, floor_ns, units):
-    """Whether the sum of the user's retained units would leave +-2**62 with `units` more (S3)."""
-    count = memory[base + SPAN] >> HALF_BITS
+    """Whether the sum of the units a ring retains would leave +-2**62 with `units` more (S3)."""
+    place, capacity, start, count = entries_of(memory, base)
     if 2 * (count + 1) <= control[SAFE_COUNT]:
         return False
-    capacity = memory[base + RING] >> PLACE_BITS
-    place = memory[base + RING] & PLACE_MASK
-    start = memory[base + SPAN] & HALF_MASK
     first = lower_bound(memory, place, capacity, start, 0, count, floor_ns)
-    high, low = span_sum(memory, control, place, capacity, start, count, memory[base + TOTAL], first, count)
+    high, low = span_sum(memory, control, base, first, count)
     low += units & HALF_MASK
     high += (units >> HALF_BITS) + (low >> HALF_BITS)
     low &= HALF_MASK
@@ -201,12 +224,36 @@ def too_large(memory, control, base, floor_ns, units):
 
 
 @inline
-def append(memory, control, base, time, units, reach_ns):
+def line_newest(memory, base):
+    """Time of the newest entry in a line."""
+    return max(memory[base + 2], memory[base + 4], memory[base + 6])
+
+
+@inline
+def put_in_line(memory, base, time, units):
+    """Put an entry into a line in the place of the oldest, which is expired or EMPTY, where its time belongs, behind its equals (I2)."""
+    oldest = memory[base + META]
+    second = oldest + 1 if oldest < INLINE_CAPACITY else np.int64(1)
+    third = second + 1 if second < INLINE_CAPACITY else np.int64(1)
+    word = base + 2 * oldest
+    newest = base + 2 * third
+    if time >= memory[newest]:
+        memory[base + META] = second
+    else:  # the newest moves on, and the row comes into its place or into that of the oldest
+        middle = base + 2 * second
+        if time >= memory[middle]:
+            memory[word] = memory[newest]
+            memory[word + 1] = memory[newest + 1]
+            memory[base + META] = second
+            word = newest
+    memory[word] = time
+    memory[word + 1] = units
+
+
+@inline
+def append(memory, base, time, units, reach_ns):
     """Put an entry behind all others of its ring. Returns (entries in its window, index of the first of them)."""
-    capacity = memory[base + RING] >> PLACE_BITS
-    place = memory[base + RING] & PLACE_MASK
-    start = memory[base + SPAN] & HALF_MASK
-    count = memory[base + SPAN] >> HALF_BITS
+    place, capacity, start, count = entries_of(memory, base)
     total = memory[base + TOTAL]
     word = entry_word(place, capacity, start, count)
     memory[word] = time
@@ -214,43 +261,17 @@ def append(memory, control, base, time, units, reach_ns):
     memory[base + TOTAL] = wrapped_sum(total, units)
     count += 1
     memory[base + SPAN] = count << HALF_BITS | start
-    floor_ns = minus(time, reach_ns)
-    if capacity == INLINE_CAPACITY:
-        left = 0
-        if count == 2 and memory[entry_word(place, capacity, start, 0)] < floor_ns:
-            left = 1
-        return count - left, left
     memory[base + NEWEST] = time
-    if count == 1:
-        memory[base + LEFT] = 0
-        memory[base + LEFT_TIME] = time
-        memory[base + LEFT_BEFORE] = total
-        return 1, 0
-    left = memory[base + LEFT]
-    if memory[base + LEFT_TIME] < floor_ns:
-        # Gallop: the next entries first, then a binary search where they end.
-        step = 1
-        low = left + 1
-        while low + step < count and memory[entry_word(place, capacity, start, low + step - 1)] < floor_ns:
-            low += step
-            step *= 2
-        high = low + step
-        high = min(high, count)
-        left = lower_bound(memory, place, capacity, start, low, high, floor_ns)
-        word = entry_word(place, capacity, start, left)
-        memory[base + LEFT] = left
-        memory[base + LEFT_TIME] = memory[word]
-        memory[base + LEFT_BEFORE] = memory[word + 1]
-    return count - left, left
+    left_ns = minus(time, reach_ns)
+    if memory[base + LEFT_TIME] < left_ns:
+        point_left(memory, base, first_from(memory, place, capacity, start, memory[base + LEFT] + 1, count, left_ns))
+    return count - memory[base + LEFT], memory[base + LEFT]
 
 
 @inline
 def insert_late(memory, base, time, units, reach_ns):
-    """Put an entry where its time belongs, behind its equals. Returns (entries in its window, index of the first of them)."""
-    capacity = memory[base + RING] >> PLACE_BITS
-    place = memory[base + RING] & PLACE_MASK
-    start = memory[base + SPAN] & HALF_MASK
-    count = memory[base + SPAN] >> HALF_BITS
+    """Put an entry into a ring where its time belongs, behind its equals. Returns (entries in its window, index of the first of them)."""
+    place, capacity, start, count = entries_of(memory, base)
     at = upper_bound(memory, place, capacity, start, 0, count, time)
     for index in range(count, at, -1):
         source = entry_word(place, capacity, start, index - 1)
@@ -259,101 +280,122 @@ def insert_late(memory, base, time, units, reach_ns):
         memory[target + 1] = wrapped_sum(memory[source + 1], units)
     memory[entry_word(place, capacity, start, at)] = time  # its `before` is that of the entry it moved out of the way
     memory[base + TOTAL] = wrapped_sum(memory[base + TOTAL], units)
-    count += 1
-    memory[base + SPAN] = count << HALF_BITS | start
-    if capacity > INLINE_CAPACITY:
-        left = memory[base + LEFT]
-        if time >= minus(memory[base + NEWEST], reach_ns):
-            left = min(at, left)
-        else:
-            left += 1
-        word = entry_word(place, capacity, start, left)
-        memory[base + LEFT] = left
-        memory[base + LEFT_TIME] = memory[word]
-        memory[base + LEFT_BEFORE] = memory[word + 1]
+    memory[base + SPAN] = (count + 1) << HALF_BITS | start
+    if time >= minus(memory[base + NEWEST], reach_ns):
+        point_left(memory, base, min(at, memory[base + LEFT]))
+    else:
+        point_left(memory, base, memory[base + LEFT] + 1)
     first = lower_bound(memory, place, capacity, start, 0, at + 1, minus(time, reach_ns))
     return at + 1 - first, first
 
 
 @inline
-def prefetch_ring(memory, slot):
-    """Ask for the ring lines that the next row of this user touches: the one written, and that of the window's left edge."""
+def put_in_ring(memory, control, base, time, units, reach_ns):
+    """Put an entry into a ring that has room. Returns the units in its window as (high, low), and their number."""
+    control[ENTRIES] += 1
+    control[COUNT_MAX] = max(control[COUNT_MAX], (memory[base + SPAN] >> HALF_BITS) + 1)
+    if time >= memory[base + NEWEST]:
+        counted, left = append(memory, base, time, units, reach_ns)
+        if counted <= control[SAFE_COUNT]:
+            difference = wrapped_difference(memory[base + TOTAL], memory[base + LEFT_BEFORE])
+            return difference >> HALF_BITS, difference & HALF_MASK, counted
+    else:
+        counted, left = insert_late(memory, base, time, units, reach_ns)
+    high, low = span_sum(memory, control, base, left, left + counted)
+    return high, low, counted
+
+
+@inline
+def ask_ring(memory, slot):
+    """Prefetch the ring lines that the next row of this user touches: the one written, and that of the window's left edge."""
     base = slot * LINE_WORDS
-    capacity = memory[base + RING] >> PLACE_BITS
-    if capacity > INLINE_CAPACITY:
-        place = memory[base + RING] & PLACE_MASK
+    meta = memory[base + META]
+    if meta >= RING_FROM:
+        capacity = meta >> PLACE_BITS
+        place = meta & PLACE_MASK
         span = memory[base + SPAN]
         prefetch(memory, entry_word(place, capacity, span & HALF_MASK, span >> HALF_BITS))
-        if capacity > 4:
-            prefetch(memory, entry_word(place, capacity, span & HALF_MASK, memory[base + LEFT] + 1))
+        prefetch(memory, entry_word(place, capacity, span & HALF_MASK, memory[base + LEFT] + 1))
 
 
-@kernel(i64, I32_IN, I32_IN, I64_IN, I64_IN, I64_IN, i64, i64, i64, boolean, i64, I64, I64, F64, U8)
-def apply_rows(
-    rows,  # (m,)  int32    in     rows of the batch that belong to this shard, in arrival order
-    slots,  # (m,)  int32    in     slot of each, from reserve_slots
-    time_ns,  # (n,)  int64    in     of the whole batch
-    units,  # (n,)  int64    in     of the whole batch
-    clock_ns,  # (n,)  int64    in     the clock just after each row
-    reach_ns,  # ()    int64    in     how far back a window counts
-    retention_ns,  # ()    int64    in     how far behind the clock an entry is retained
-    scale,  # ()    int64    in     units per 1 of the currency
-    wanted,  # ()    bool     in     whether to write scores
-    overflow,  # ()    int64    in     code of the reason sum_overflow
-    memory,  # ...   int64    inout  see Shard
-    control,  # ...   int64    inout
-    scores,  # (n,)  float64  out    score of each row at its own time (S9)
-    reasons,  # (n,)  uint8    inout  set to `overflow` for rows that would break S3
+@kernel(
+    i64, I64_IN, I64_IN, U8_IN, boolean, U64_IN, I32_IN, boolean, I64_IN, I64_IN, I64_IN,
+    i64, i64, i64, boolean, i64, I64, U32, I64, U8, I64, I32, F64, U8,
+)  # fmt: skip
+def take_rows(
+    values,  # (n,)    int64    in     integer ids of the batch
+    offsets,  # (n+1,)  int64    in     byte ids: where each begins in data
+    data,  # (b,)    uint8    in     byte ids: their bytes
+    is_bytes,  # ()      bool     in     which of the two it is
+    hashes,  # (n,)    uint64   in     hash of each row of the batch
+    rows,  # (m,)    int32    in     rows of the batch that belong to this shard, in arrival order
+    located,  # ()      bool     in     whether `slots` says where the users are; else they are looked up, and made where they are new
+    time_ns,  # (n,)    int64    in     of the whole batch
+    units,  # (n,)    int64    in     of the whole batch; UNITS_MAX knows of them
+    clock_ns,  # (n,)    int64    in     the clock just after each row
+    reach_ns,  # ()      int64    in     how far back a window counts
+    retention_ns,  # ()      int64    in     how far behind the clock an entry is retained
+    scale,  # ()      int64    in     units per 1 of the currency
+    wanted,  # ()      bool     in     whether to write scores
+    overflow,  # ()      int64    in     code of the reason sum_overflow
+    memory,  # ...     int64    inout  see Shard
+    table,  # ...     uint32   inout
+    control,  # ...     int64    inout
+    arena,  # ...     uint8    inout
+    slabs,  # ...     int64    inout
+    slots,  # (m,)    int32    inout  slot of rows[j]
+    scores,  # (n,)    float64  out    score of each row at its own time (S9)
+    reasons,  # (n,)    uint8    inout  set to `overflow` for rows that would break S3
 ):
-    """Put each row into its user's ring and score it. Needs and keeps I1-I4; ring memory was checked. Returns the rows applied.
+    """Put each row into its user's line or ring and score it. Needs and keeps I1-I8; slots, rings and arena were checked to suffice.
 
-    Cost per row: the slot line, still cached from reserve_slots when the batch is small; for users of more than two entries
-    also the ring line written, and now and then the line of the window's left edge. A late row moves the entries behind it.
+    A row passes four stages, AHEAD rows apart, each asking for the memory that the next one reads. Returns the rows applied.
+    Cost per row: index line and slot line; with a ring also the line written and now and then that of the window's left edge.
+    A late row moves the entries behind it.
     """
     count_rows = len(rows)
     applied = 0
-    for position in range(-2 * AHEAD, count_rows):
-        if position + 2 * AHEAD < count_rows:
-            prefetch(memory, np.int64(slots[position + 2 * AHEAD]) * LINE_WORDS)
-        if 0 <= position + AHEAD < count_rows:
-            prefetch_ring(memory, np.int64(slots[position + AHEAD]))
+    for position in range(-3 * AHEAD, count_rows):
+        ahead = position + 3 * AHEAD
+        if ahead < count_rows and not located:
+            ask_line(table, control, hashes[rows[ahead]])
+        ahead -= AHEAD
+        if 0 <= ahead < count_rows:
+            if located:
+                prefetch(memory, np.int64(slots[ahead]) * LINE_WORDS)
+            else:
+                slots[ahead] = ask_slot(memory, table, control, hashes[rows[ahead]])
+        ahead -= AHEAD
+        if 0 <= ahead < count_rows and slots[ahead] >= 0:
+            ask_ring(memory, np.int64(slots[ahead]))
+            if is_bytes and not located:
+                ask_bytes(memory, arena, np.int64(slots[ahead]))
         if position < 0:
             continue
         row = rows[position]
-        base = np.int64(slots[position]) * LINE_WORDS
+        slot = np.int64(slots[position])
+        if not located:
+            value, first, last = bytes_between(values, offsets, row, is_bytes)
+            slot = slot_made(memory, table, control, arena, hashes[row], value, data, first, last, is_bytes, slot)
+        base = slot * LINE_WORDS
         time = time_ns[row]
         amount = units[row]
-        if abs(amount) > control[UNITS_MAX]:
-            control[UNITS_MAX] = abs(amount)
-            control[SAFE_COUNT] = INT64_MAX // abs(amount)
         floor_ns = minus(clock_ns[row], retention_ns)
-        if too_large(memory, control, base, floor_ns, amount):
-            reasons[row] = overflow
-            continue
-        if memory[base + SPAN] >> HALF_BITS == memory[base + RING] >> PLACE_BITS:
-            make_room(memory, control, base, floor_ns, reach_ns)
-        capacity = memory[base + RING] >> PLACE_BITS
-        place = memory[base + RING] & PLACE_MASK
-        start = memory[base + SPAN] & HALF_MASK
-        count = memory[base + SPAN] >> HALF_BITS
-        if count == 0:
-            in_order = True
-        elif capacity == INLINE_CAPACITY:
-            in_order = time >= memory[entry_word(place, capacity, start, count - 1)]
+        if memory[base + META] >= RING_FROM:
+            if too_large(memory, control, base, floor_ns, amount):
+                reasons[row] = overflow
+                continue
+            if memory[base + SPAN] >> HALF_BITS == memory[base + META] >> PLACE_BITS:
+                make_room(memory, control, slabs, base, time, floor_ns, reach_ns)
+        elif memory[base + 2 * memory[base + META]] >= floor_ns:  # the line is full of retained entries
+            leave_line(memory, control, slabs, base, reach_ns)
+        if memory[base + META] < RING_FROM:
+            put_in_line(memory, base, time, amount)
+            counted, total = line_window(memory, base, minus(time, reach_ns), time)
+            high, low = total >> HALF_BITS, total & HALF_MASK
         else:
-            in_order = time >= memory[base + NEWEST]
-        if in_order:
-            counted, left = append(memory, control, base, time, amount, reach_ns)
-        else:
-            counted, left = insert_late(memory, base, time, amount, reach_ns)
+            high, low, counted = put_in_ring(memory, control, base, time, amount, reach_ns)
         applied += 1
-        control[COUNT_MAX] = max(control[COUNT_MAX], count + 1)
         if wanted:
-            if in_order and capacity > INLINE_CAPACITY and counted <= control[SAFE_COUNT]:
-                difference = wrapped_difference(memory[base + TOTAL], memory[base + LEFT_BEFORE])
-                high, low = difference >> HALF_BITS, difference & HALF_MASK
-            else:
-                high, low = span_sum(memory, control, place, capacity, start, count + 1, memory[base + TOTAL], left, left + counted)
             scores[row] = mean(high, low, counted * scale)
-    control[ENTRIES] += applied
     return applied

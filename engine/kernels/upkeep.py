@@ -2,14 +2,17 @@
 
 import numpy as np
 
+from engine.kernels.blocks import block_remove, lines_for
 from engine.kernels.compile import I32, I64, U8, U8_IN, U32, U64, U64_IN, boolean, i64, inline, kernel, prefetch
-from engine.kernels.exact import before_of, entry_word, lower_bound, wrapped_difference
+from engine.kernels.exact import entries_of, entry_word, lower_bound, units_of
 from engine.kernels.hashing import U56, hash_bytes, sip_end, sip_start, sip_word
 from engine.kernels.layout import (
     AHEAD,
     ARENA_FREE,
     ARENA_NEXT,
+    BLOCK_ENTRIES,
     BUCKET,
+    EMPTY,
     ENTRIES,
     HALF_BITS,
     HALF_MASK,
@@ -18,17 +21,17 @@ from engine.kernels.layout import (
     LEFT,
     LEFT_TIME,
     LINE_WORDS,
+    META,
     NEWEST,
     PLACE_BITS,
     PLACE_MASK,
-    RING,
+    RING_FROM,
     SLOTS_USED,
     SPAN,
     TABLE_LINES,
-    TOTAL,
 )
 from engine.kernels.probing import arena_class, free_slot, home_of, slot_high
-from engine.kernels.rows import drop_oldest, move_ring, ring_remove
+from engine.kernels.rows import drop_oldest, enter_line, move_ring
 
 U = np.uint64
 DIGEST_KEY = U(0x7269736B72696E67)
@@ -39,95 +42,137 @@ U2 = U(2)
 
 @inline
 def newest_of(memory, base):
-    """Time of a user's newest entry; the ring is not empty."""
-    capacity = memory[base + RING] >> PLACE_BITS
-    if capacity > INLINE_CAPACITY:
-        return memory[base + NEWEST]
-    span = memory[base + SPAN]
-    return memory[entry_word(memory[base + RING] & PLACE_MASK, capacity, span & HALF_MASK, (span >> HALF_BITS) - 1)]
+    """Time of a user's newest entry. No branches: where it stands is unpredictable."""
+    ring = memory[base + META] >= RING_FROM
+    second = EMPTY if ring else memory[base + 4]
+    third = EMPTY if ring else memory[base + 6]
+    return max(memory[base + NEWEST], second, third)
 
 
 @inline
 def expired(memory, base, floor_ns):
-    """How many of a user's entries are before `floor_ns`. Costs a ring line only if some may be."""
-    capacity = memory[base + RING] >> PLACE_BITS
-    count = memory[base + SPAN] >> HALF_BITS
+    """How many of a user's entries, in the order of `entries_of`, are before `floor_ns`. Costs a ring line only if some may be."""
     # With LEFT = 0 the left edge of the newest entry's window is the oldest entry.
-    if capacity > INLINE_CAPACITY and memory[base + LEFT] == 0 and memory[base + LEFT_TIME] >= floor_ns:
-        return 0
-    return lower_bound(memory, memory[base + RING] & PLACE_MASK, capacity, memory[base + SPAN] & HALF_MASK, 0, count, floor_ns)
+    if memory[base + META] >= RING_FROM and memory[base + LEFT] == 0 and memory[base + LEFT_TIME] >= floor_ns:
+        return np.int64(0)
+    place, capacity, start, count = entries_of(memory, base)
+    return lower_bound(memory, place, capacity, start, 0, count, floor_ns)
 
 
 @inline
 def worth_shortening(memory, base, thorough):
-    """Whether a larger ring is to be looked into: always, or when at least half of it is older than its newest window."""
-    capacity = memory[base + RING] >> PLACE_BITS
-    return capacity > INLINE_CAPACITY and (thorough or 2 * memory[base + LEFT] >= capacity)
+    """Whether a ring is to be looked into: always, or when it has several lines and at least half of it is older than its newest window.
+
+    (A ring of one line goes back into the slot line by itself, when it is full.)
+    """
+    meta = memory[base + META]
+    capacity = meta >> PLACE_BITS
+    return thorough & (meta >= RING_FROM) | (capacity > BLOCK_ENTRIES) & (2 * memory[base + LEFT] >= capacity)
 
 
 @inline
-def prefetch_expiry(memory, table, control, keys, slot, floor_ns, thorough, is_bytes):
-    """Ask for the lines that expiring this slot will touch: of the index if the user goes, of its ring if entries may."""
+def list_due(memory, first, last, floor_ns, thorough, due):
+    """List those of the slots [first, last) that expiry has to look into. Returns how many."""
+    count = 0
+    for slot in range(first, last):
+        base = slot * LINE_WORDS
+        gone = (memory[base + META] != 0) & (newest_of(memory, base) < floor_ns)
+        due[count] = slot
+        count += np.int64(gone | worth_shortening(memory, base, thorough) | (thorough & (memory[base + META] != 0)))
+    return count
+
+
+@inline
+def ask_expiry(memory, table, control, keys, slot, floor_ns, is_bytes):
+    """Prefetch the lines that expiring this slot will touch: of the index if the user goes, of its ring if it is shortened."""
     base = slot * LINE_WORDS
-    capacity = memory[base + RING] >> PLACE_BITS
-    if capacity == 0:
-        return
-    place = memory[base + RING] & PLACE_MASK
+    meta = memory[base + META]
     if newest_of(memory, base) < floor_ns:
         prefetch(table, home_of(slot_high(memory, keys, slot, is_bytes), control[TABLE_LINES]) * BUCKET)
-        prefetch(memory, 2 * place)
-    elif worth_shortening(memory, base, thorough):
-        prefetch(memory, entry_word(place, capacity, memory[base + SPAN] & HALF_MASK, memory[base + LEFT] >> 1))
+    elif meta >= RING_FROM:
+        start = memory[base + SPAN] & HALF_MASK
+        prefetch(memory, entry_word(meta & PLACE_MASK, meta >> PLACE_BITS, start, memory[base + LEFT] >> 1))
 
 
-@kernel(i64, i64, i64, i64, i64, boolean, boolean, U64_IN, I64, U32, I64, U8)
+@inline
+def expire_line(memory, base, floor_ns):
+    """Make the expired entries of a line EMPTY. Returns how many they were."""
+    freed = 0
+    for word in range(base + 2, base + LINE_WORDS, 2):
+        if EMPTY < memory[word] < floor_ns:
+            memory[word] = EMPTY
+            memory[word + 1] = 0
+            freed += 1
+    return freed
+
+
+@inline
+def expire_ring(memory, control, slabs, base, floor_ns, reach_ns):
+    """Forget the expired entries of a ring that keeps at least one; shorten it if it has grown too large. Returns how many they were."""
+    _, capacity, _, count = entries_of(memory, base)
+    dropped = expired(memory, base, floor_ns)
+    count -= dropped
+    lines = lines_for(count + (count >> 2) + 1)
+    if count <= INLINE_CAPACITY:
+        enter_line(memory, control, slabs, base, dropped)
+    elif 3 * lines * BLOCK_ENTRIES <= 2 * capacity:
+        move_ring(memory, control, slabs, base, lines, dropped, reach_ns)
+    elif dropped > 0:
+        drop_oldest(memory, control, base, dropped, reach_ns)
+    return dropped
+
+
+@kernel(i64, i64, i64, i64, i64, boolean, boolean, U64_IN, I64, U32, I64, U8, I64, I32)
 def expire_slots(
     first,  # ()   int64   in     slots [first, last) are looked at
     last,  # ()   int64   in
     floor_ns,  # ()   int64   in     entries before it are freed
     reach_ns,  # ()   int64   in     how far back a window counts
-    thorough,  # ()   bool    in     shorten every ring; else only those that may become half as large
+    thorough,  # ()   bool    in     forget every expired entry; else only what frees memory: users, and rings that may become half as large
     is_bytes,  # ()   bool    in     kind of the ids
     keys,  # (4,) uint64  in     the secret of this engine
     memory,  # ...  int64   inout  see Shard
     table,  # ...  uint32  inout
     control,  # ...  int64   inout
     arena,  # ...  uint8   inout
+    slabs,  # ...  int64   inout
+    due,  # (k,) int32   out    scratch: slots are looked at k at a time, then those among them that have something to free
 ):
-    """Free entries that no exact lookup can need, users left without any, and rings grown too large. Needs and keeps I1-I7.
+    """Free entries that no exact lookup can need, users left without any, and rings grown too large. Needs and keeps I1-I8.
 
     Returns the entries freed. Sequential over slot lines; a random index line per user freed, a ring line per ring shortened.
     """
     freed = 0
-    for slot in range(first, last):
-        if slot + AHEAD < last:
-            prefetch_expiry(memory, table, control, keys, slot + AHEAD, floor_ns, thorough, is_bytes)
+    listed = count = np.int64(0)
+    while first < last or listed < count:
+        if listed == count:
+            listed = np.int64(0)
+            here = min(last - first, len(due))
+            count = list_due(memory, first, first + here, floor_ns, thorough, due)
+            first += here
+            for ahead in range(min(AHEAD, count)):
+                ask_expiry(memory, table, control, keys, np.int64(due[ahead]), floor_ns, is_bytes)
+            continue
+        if listed + AHEAD < count:
+            ask_expiry(memory, table, control, keys, np.int64(due[listed + AHEAD]), floor_ns, is_bytes)
+        slot = np.int64(due[listed])
+        listed += 1
         base = slot * LINE_WORDS
-        capacity = memory[base + RING] >> PLACE_BITS
-        if capacity == 0:
-            continue
-        count = memory[base + SPAN] >> HALF_BITS
+        meta = memory[base + META]
         if newest_of(memory, base) < floor_ns:
-            if capacity > INLINE_CAPACITY:
-                ring_remove(memory, control, memory[base + RING] & PLACE_MASK, capacity)
-            control[ENTRIES] -= count
-            freed += count
+            if meta >= RING_FROM:
+                entries = memory[base + SPAN] >> HALF_BITS
+                block_remove(control, slabs, meta & PLACE_MASK, meta >> PLACE_BITS)
+                control[ENTRIES] -= entries
+                freed += entries
+            else:
+                freed += expire_line(memory, base, floor_ns)
             free_slot(memory, table, control, arena, keys, slot, is_bytes)
-            continue
-        if capacity > INLINE_CAPACITY and not worth_shortening(memory, base, thorough):
-            continue
-        dropped = expired(memory, base, floor_ns)
-        freed += dropped
-        count -= dropped
-        smaller = capacity
-        while smaller > INLINE_CAPACITY and 4 * count <= smaller:
-            smaller >>= 1
-        if capacity > INLINE_CAPACITY and count <= INLINE_CAPACITY:
-            smaller = INLINE_CAPACITY
-        if smaller < capacity:
-            move_ring(memory, control, base, smaller, dropped, reach_ns)
+        elif meta < RING_FROM:
+            if thorough:
+                freed += expire_line(memory, base, floor_ns)
         else:
-            drop_oldest(memory, control, base, dropped, reach_ns)
+            freed += expire_ring(memory, control, slabs, base, floor_ns, reach_ns)
     return freed
 
 
@@ -143,9 +188,10 @@ def count_retained(
     entries = 0
     for slot in range(control[SLOTS_USED]):
         base = slot * LINE_WORDS
-        if memory[base + RING] != 0 and newest_of(memory, base) >= floor_ns:
+        if memory[base + META] != 0 and newest_of(memory, base) >= floor_ns:
             users += 1
-            entries += (memory[base + SPAN] >> HALF_BITS) - expired(memory, base, floor_ns)
+            _, _, _, count = entries_of(memory, base)
+            entries += count - expired(memory, base, floor_ns)
     result[0] = users
     result[1] = entries
     return users
@@ -162,7 +208,7 @@ def list_retained(
     users = 0
     for slot in range(control[SLOTS_USED]):
         base = slot * LINE_WORDS
-        if memory[base + RING] != 0 and newest_of(memory, base) >= floor_ns:
+        if memory[base + META] != 0 and newest_of(memory, base) >= floor_ns:
             slots[users] = slot
             users += 1
     return users
@@ -229,22 +275,18 @@ def digest_lanes(
     lanes[1] = U(0)
     for slot in range(control[SLOTS_USED]):
         base = slot * LINE_WORDS
-        if memory[base + RING] == 0 or newest_of(memory, base) < floor_ns:
+        if memory[base + META] == 0 or newest_of(memory, base) < floor_ns:
             continue
-        capacity = memory[base + RING] >> PLACE_BITS
-        place = memory[base + RING] & PLACE_MASK
-        start = memory[base + SPAN] & HALF_MASK
-        count = memory[base + SPAN] >> HALF_BITS
-        total = memory[base + TOTAL]
+        place, capacity, start, count = entries_of(memory, base)
         first = expired(memory, base, floor_ns)
         for lane in range(2):
             key = user_hash(arena, memory[base + ID], is_bytes, U(lane))
             for index in range(first, count):
-                word = entry_word(place, capacity, start, index)
-                units = wrapped_difference(before_of(memory, place, capacity, start, count, total, index + 1), memory[word + 1])
+                time = memory[entry_word(place, capacity, start, index)]
+                units = units_of(memory, base, index)
                 v0, v1, v2, v3 = sip_start(key, U(lane))
                 v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, U(index - first))
-                v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, U(memory[word]))
+                v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, U(time))
                 v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, U(units))
                 lanes[lane] += sip_end(v0, v1, v2, v3, ENTRY_LENGTH)
         hashed += count - first
@@ -262,7 +304,7 @@ def compact_arena(
     following = control[ARENA_NEXT]
     for slot in range(control[SLOTS_USED]):
         base = slot * LINE_WORDS
-        if memory[base + RING] == 0:
+        if memory[base + META] == 0:
             continue
         word = memory[base + ID]
         at = (word >> HALF_BITS) * 8

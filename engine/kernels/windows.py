@@ -2,107 +2,161 @@
 
 import numpy as np
 
-from engine.kernels.compile import F64, I32_IN, I64, i64, inline, kernel, prefetch
-from engine.kernels.exact import entry_word, lower_bound, mean, minus, plus, span_sum, upper_bound, wrapped_difference
+from engine.kernels.compile import F64, I32, I32_IN, I64, I64_IN, U8, U8_IN, U32, U64_IN, boolean, f64, i64, inline, kernel, prefetch, u64
+from engine.kernels.exact import (
+    entries_of,
+    entry_word,
+    first_from,
+    line_window,
+    lower_bound,
+    mean,
+    minus,
+    plus,
+    span_sum,
+    upper_bound,
+    wrapped_difference,
+)
 from engine.kernels.layout import (
     AHEAD,
     HALF_BITS,
     HALF_MASK,
-    INLINE_CAPACITY,
     INT64_MAX,
     LEFT,
     LEFT_BEFORE,
     LEFT_TIME,
     LINE_WORDS,
+    META,
     NEWEST,
     PLACE_BITS,
     PLACE_MASK,
-    RING,
+    RING_FROM,
     SAFE_COUNT,
     SPAN,
     TOTAL,
 )
+from engine.kernels.probing import ask_bytes, ask_line, ask_slot, bytes_between, probe, slot_found
 
 
 @inline
-def window(memory, base, at_ns, reach_ns):
-    """Indices [first, last) of the entries that count at an instant.
+def window(memory, base, at_ns, left_ns):
+    """Indices [first, last) of the entries that count at an instant, from `left_ns` on.
 
-    At or after a user's newest entry the window's left edge is searched from LEFT on; before it, in the whole ring.
+    At or after the newest entry of a ring the window's left edge is searched from LEFT on; before it, in the whole ring.
     """
-    capacity = memory[base + RING] >> PLACE_BITS
-    place = memory[base + RING] & PLACE_MASK
-    start = memory[base + SPAN] & HALF_MASK
-    count = memory[base + SPAN] >> HALF_BITS
-    floor_ns = minus(at_ns, reach_ns)
-    if capacity == INLINE_CAPACITY:
-        first = lower_bound(memory, place, capacity, start, 0, count, floor_ns)
-        return first, upper_bound(memory, place, capacity, start, first, count, at_ns)
-    if at_ns >= memory[base + NEWEST]:
-        if floor_ns > memory[base + NEWEST]:
+    place, capacity, start, count = entries_of(memory, base)
+    if memory[base + META] >= RING_FROM and at_ns >= memory[base + NEWEST]:
+        if left_ns > memory[base + NEWEST]:
             return count, count
         left = memory[base + LEFT]
-        if floor_ns <= memory[base + LEFT_TIME]:
+        if left_ns <= memory[base + LEFT_TIME]:
             return left, count
-        return lower_bound(memory, place, capacity, start, left, count, floor_ns), count
-    first = lower_bound(memory, place, capacity, start, 0, count, floor_ns)
+        return first_from(memory, place, capacity, start, left + 1, count, left_ns), count
+    first = lower_bound(memory, place, capacity, start, 0, count, left_ns)
     return first, upper_bound(memory, place, capacity, start, first, count, at_ns)
 
 
 @inline
-def prefetch_window(memory, slot, floor_ns):
-    """Ask for the ring line where a window's left edge will be searched, if LEFT is not it."""
+def ring_window(memory, control, base, at_ns, left_ns):
+    """Units of a ring's entries that count at an instant as (high, low), and their number."""
+    first, last = window(memory, base, at_ns, left_ns)
+    if first == memory[base + LEFT] and last == memory[base + SPAN] >> HALF_BITS and last - first <= control[SAFE_COUNT]:
+        difference = wrapped_difference(memory[base + TOTAL], memory[base + LEFT_BEFORE])
+        return difference >> HALF_BITS, difference & HALF_MASK, last - first
+    high, low = span_sum(memory, control, base, first, last)
+    return high, low, last - first
+
+
+@inline
+def ask_window(memory, slot, left_ns):
+    """Prefetch the ring line where a window's left edge will be searched, if LEFT is not it."""
     base = slot * LINE_WORDS
-    capacity = memory[base + RING] >> PLACE_BITS
-    if capacity > INLINE_CAPACITY and memory[base + LEFT_TIME] < floor_ns <= memory[base + NEWEST]:
-        start = memory[base + SPAN] & HALF_MASK
-        prefetch(memory, entry_word(memory[base + RING] & PLACE_MASK, capacity, start, memory[base + LEFT]))
+    meta = memory[base + META]
+    if meta >= RING_FROM and memory[base + LEFT_TIME] < left_ns <= memory[base + NEWEST]:
+        prefetch(memory, entry_word(meta & PLACE_MASK, meta >> PLACE_BITS, memory[base + SPAN] & HALF_MASK, memory[base + LEFT] + 1))
 
 
-@kernel(i64, I32_IN, I32_IN, i64, i64, i64, I64, I64, F64)
+@inline
+def window_units(memory, control, base, at_ns, left_ns):
+    """Units of a user's entries that count at an instant as (high, low), and their number."""
+    if memory[base + META] < RING_FROM:
+        counted, total = line_window(memory, base, left_ns, at_ns)
+        return total >> HALF_BITS, total & HALF_MASK, counted
+    return ring_window(memory, control, base, at_ns, left_ns)
+
+
+@kernel(i64, I64_IN, I64_IN, U8_IN, boolean, U64_IN, I32_IN, i64, i64, i64, I64, U32, I64, U8, I32, F64)
 def window_scores(
-    rows,  # (m,)  int32    in   where the score of slots[j] goes: scores[rows[j]]
-    slots,  # (m,)  int32    in   slots to read; -1: unknown user
-    at_ns,  # ()    int64    in   right edge, included
-    reach_ns,  # ()    int64    in   how far back the window counts
-    scale,  # ()    int64    in   units per 1 of the currency
-    memory,  # ...   int64    in   see Shard
-    control,  # ...   int64    in
-    scores,  # (n,)  float64  out  0.0 where nothing counts
+    values,  # (n,)    int64    in   integer ids
+    offsets,  # (n+1,)  int64    in   byte ids: where each begins in data
+    data,  # (b,)    uint8    in   byte ids: their bytes
+    is_bytes,  # ()      bool     in   which of the two it is
+    hashes,  # (n,)    uint64   in   hash of each id
+    rows,  # (m,)    int32    in   ids that belong to this shard
+    at_ns,  # ()      int64    in   right edge, included
+    reach_ns,  # ()      int64    in   how far back the window counts
+    scale,  # ()      int64    in   units per 1 of the currency
+    memory,  # ...     int64    in   see Shard
+    table,  # ...     uint32   in
+    control,  # ...     int64    in
+    arena,  # ...     uint8    in
+    slots,  # (m,)    int32    out  scratch
+    scores,  # (n,)    float64  out  0.0 where nothing counts, and for unknown users
 ):
-    """Score of each slot's window [at - reach, at]. Reads only; needs I1-I4. Returns the number with a transaction in it.
+    """Score of each user's window [at - reach, at]. Reads only; needs I1-I7. Returns the number with a transaction in it.
 
-    Cost per row: slot line; ring lines only where the window's left edge has moved since the user's last row.
+    Cost per row: index line and slot line; ring lines only where the window's left edge has moved since the user's last row.
     """
-    counted = 0
-    total_rows = len(slots)
-    floor_ns = minus(at_ns, reach_ns)
-    for position in range(-2 * AHEAD, total_rows):
-        if position + 2 * AHEAD < total_rows:
-            prefetch(memory, max(np.int64(slots[position + 2 * AHEAD]), np.int64(0)) * LINE_WORDS)
-        if 0 <= position + AHEAD < total_rows:
-            prefetch_window(memory, max(np.int64(slots[position + AHEAD]), np.int64(0)), floor_ns)
+    counted_rows = 0
+    count = len(rows)
+    left_ns = minus(at_ns, reach_ns)
+    for position in range(-3 * AHEAD, count):
+        ahead = position + 3 * AHEAD
+        if ahead < count:
+            ask_line(table, control, hashes[rows[ahead]])
+        ahead -= AHEAD
+        if 0 <= ahead < count:
+            slots[ahead] = ask_slot(memory, table, control, hashes[rows[ahead]])
+        ahead -= AHEAD
+        if 0 <= ahead < count and slots[ahead] >= 0:
+            ask_window(memory, np.int64(slots[ahead]), left_ns)
+            if is_bytes:
+                ask_bytes(memory, arena, np.int64(slots[ahead]))
         if position < 0:
             continue
+        row = rows[position]
         slot = np.int64(slots[position])
-        score = 0.0
-        if slot >= 0:
-            base = slot * LINE_WORDS
-            first, last = window(memory, base, at_ns, reach_ns)
-            if first < last:
-                counted += 1
-                capacity = memory[base + RING] >> PLACE_BITS
-                count = memory[base + SPAN] >> HALF_BITS
-                if capacity > INLINE_CAPACITY and last == count and first == memory[base + LEFT] and last - first <= control[SAFE_COUNT]:
-                    difference = wrapped_difference(memory[base + TOTAL], memory[base + LEFT_BEFORE])
-                    high, low = difference >> HALF_BITS, difference & HALF_MASK
-                else:
-                    place = memory[base + RING] & PLACE_MASK
-                    start = memory[base + SPAN] & HALF_MASK
-                    high, low = span_sum(memory, control, place, capacity, start, count, memory[base + TOTAL], first, last)
-                score = mean(high, low, (last - first) * scale)
-        scores[rows[position]] = score
-    return counted
+        if slot > -2:
+            value, first, last = bytes_between(values, offsets, row, is_bytes)
+            slot = slot_found(memory, table, control, arena, hashes[row], value, data, first, last, is_bytes, slot)
+        if slot < 0:
+            scores[row] = 0.0
+            continue
+        high, low, counted = window_units(memory, control, slot * LINE_WORDS, at_ns, left_ns)
+        counted_rows += np.int64(counted > 0)
+        scores[row] = mean(high, low, max(counted, 1) * scale)  # nothing counted: 0 / 1
+    return counted_rows
+
+
+@kernel(f64, i64, U8_IN, boolean, u64, i64, i64, i64, I64, U32, I64, U8)
+def window_score(
+    value,  # ()   int64    in   an integer id
+    data,  # (b,) uint8    in   or the bytes of one
+    is_bytes,  # ()   bool     in   which of the two it is
+    h,  # ()   uint64   in   its hash
+    at_ns,  # ()   int64    in   right edge, included
+    reach_ns,  # ()   int64    in   how far back the window counts
+    scale,  # ()   int64    in   units per 1 of the currency
+    memory,  # ...  int64    in   see Shard
+    table,  # ...  uint32   in
+    control,  # ...  int64    in
+    arena,  # ...  uint8    in
+):
+    """Score of one user's window [at - reach, at]; 0.0 where nothing counts, and for an unknown user. Reads only; needs I1-I7."""
+    slot = probe(memory, table, control, arena, h, value, data, np.int64(0), np.int64(len(data)), is_bytes)
+    if slot < 0:
+        return 0.0
+    high, low, counted = window_units(memory, control, slot * LINE_WORDS, at_ns, minus(at_ns, reach_ns))
+    return mean(high, low, max(counted, 1) * scale)
 
 
 @kernel(i64, I32_IN, I32_IN, i64, i64, i64, i64, I64, I64, I64, I64, F64, I64, I64, I64)
@@ -144,11 +198,9 @@ def window_features(
         if slot < 0:
             continue
         base = slot * LINE_WORDS
-        capacity = memory[base + RING] >> PLACE_BITS
-        place = memory[base + RING] & PLACE_MASK
-        start = memory[base + SPAN] & HALF_MASK
-        count = memory[base + SPAN] >> HALF_BITS
-        first, last = window(memory, base, at_ns, reach_ns)
+        place, capacity, start, count = entries_of(memory, base)
+        left_ns = minus(at_ns, reach_ns)
+        first, last = window(memory, base, at_ns, left_ns)
         if last < count:
             following = memory[entry_word(place, capacity, start, last)]
             if following > at_ns and following >= floor_ns:
@@ -156,7 +208,11 @@ def window_features(
         if first == last:
             continue
         counted += 1
-        high, low = span_sum(memory, control, place, capacity, start, count, memory[base + TOTAL], first, last)
+        if memory[base + META] < RING_FROM:
+            _, total = line_window(memory, base, left_ns, at_ns)
+            high, low = total >> HALF_BITS, total & HALF_MASK
+        else:
+            high, low = span_sum(memory, control, base, first, last)
         counts[row] = last - first
         sums[2 * row] = (high << HALF_BITS) | low
         sums[2 * row + 1] = high >> HALF_BITS
