@@ -45,6 +45,10 @@ DURATION_NS_MAX: Final = 2**60
 DECIMALS_MAX: Final = 8
 RING_CAPACITY_MAX: Final = 2**26
 
+#: Sizes of the blocks that rings lie in, in memory lines of four transactions; a larger ring takes a multiple of the last. Few sizes
+#: waste little of a slab of 64 lines, and each is at most a third (beyond 16 lines, a half) more than the one before.
+BLOCK_LINES: Final = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 21, 32, 64)
+
 #: Slots are named in 32-bit index entries that also hold tag bits.
 USERS_MAX: Final = 400_000_000
 SHARDS_MAX: Final = 256

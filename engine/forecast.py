@@ -7,19 +7,29 @@ what an engine takes when rows have come in steadily for some time.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Final
 
-#: Expiry goes round all users twice while the clock moves by one retention, so a transaction is held for at most so many retentions.
-HELD_RETENTIONS: Final = 1.5
+from engine.config import BLOCK_LINES
+
+#: Expired transactions of active users are held a while longer, until their place is needed or expiry comes round. Busy users' rings are as
+#: large as the most transactions they had to hold at a time, so many standard deviations above the mean.
+HELD_RETENTIONS: Final = 1.3
+HELD_DEVIATIONS: Final = 1.5
+
+#: Ring memory for each byte in rings: expiry gathers them when more than a sixth of it has fallen free between them.
+SCATTERED: Final = 1.1
+
+_LINE_ENTRIES: Final = 4
+_IN_LINE: Final = 3
 
 
 def forecast(users: int, rate: float, retention_ns: int, id_bytes: int = 0) -> dict[str, float]:
     """Bytes of an engine's memory by part, when all users are alike.
 
     The transactions that an engine holds of a user are then Poisson distributed. A user of whom it holds any occupies a slot line of
-    64 bytes with room for two; one with more than two, also a ring of 16 bytes an entry whose capacity is a power of two from 4 on,
-    and which left behind blocks of all smaller capacities as it grew. A string id takes its bytes and 4 more, rounded up to 8. The
-    index takes 4 bytes at a load of 0.7 for each user that there is room for.
+    64 bytes with room for three; one with more, also a ring of 16 bytes an entry in blocks of certain sizes. A string id takes its bytes
+    and 4 more, rounded up to 8. The index takes 4 bytes at a load of 0.7 for each user that there is room for.
 
     Args:
         users: Users that transact, and that the engine has room for.
@@ -33,19 +43,30 @@ def forecast(users: int, rate: float, retention_ns: int, id_bytes: int = 0) -> d
     Example:
         >>> parts = forecast(10_000_000, 100_000.0, 120 * 10**9)
         >>> round(parts["total"] / parts["active_users"])
-        116
+        90
     """
     mean = rate * retention_ns / 1e9 / users
-    held_mean = HELD_RETENTIONS * mean
+    held_mean = min(HELD_RETENTIONS * mean, mean + HELD_DEVIATIONS * math.sqrt(mean))
     slots = users * -math.expm1(-held_mean)
-    ring_entries, capacity, least = 0.0, 4, 3
-    # Whole capacities at a time; a few steps beyond the mean nothing is left.
-    while (share := _poisson_at_least(held_mean, least)) > 1e-12:
-        ring_entries += users * (share - _poisson_at_least(held_mean, capacity + 1)) * (2 * capacity - 4)
-        capacity, least = capacity * 2, capacity + 1
-    parts = {"slots": 64 * slots, "index": 4 / 0.7 * users, "rings": 16 * ring_entries}
+    ring_entries, held = 0.0, _IN_LINE
+    for capacity in _capacities():
+        more = _poisson_at_least(held_mean, held + 1)
+        if more < 1e-12:
+            break
+        ring_entries += users * capacity * (more - _poisson_at_least(held_mean, capacity + 1))
+        held = capacity
+    parts = {"slots": 64 * slots, "index": 4 / 0.7 * users, "rings": 16 * SCATTERED * ring_entries}
     parts["ids"] = slots * (-(-(id_bytes + 4) // 8) * 8) if id_bytes else 0.0
     return {"active_users": users * -math.expm1(-mean), "transactions": users * mean, **parts, "total": sum(parts.values())}
+
+
+def _capacities() -> Iterator[int]:
+    """Capacities of rings, from the least on."""
+    yield from (_LINE_ENTRIES * lines for lines in BLOCK_LINES)
+    slab = capacity = _LINE_ENTRIES * BLOCK_LINES[-1]
+    while True:
+        capacity += max(slab, capacity // 4 // slab * slab)
+        yield capacity
 
 
 def _poisson_at_least(mean: float, count: int) -> float:

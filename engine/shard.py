@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.arrays import array_of
 from engine.columns import Columns, Ids
-from engine.config import REASONS, RING_CAPACITY_MAX, TIME_NS_MIN, Config
+from engine.config import BLOCK_LINES, REASONS, RING_CAPACITY_MAX, TIME_NS_MIN, Config
 from engine.index import Index, is_bytes
 from engine.kernels import (
     count_retained,
@@ -24,7 +24,6 @@ from engine.kernels import (
     window_scores,
 )
 from engine.kernels import layout as at
-from engine.kernels.blocks import BLOCK_LINES
 from engine.memory import machine_bytes, reserved
 
 #: What a window's feature says when there is nothing to say (no transaction, no end).
@@ -425,6 +424,9 @@ class Shard:
         base = int(control[at.RING_BASE])
         count, rest = divmod(int(control[at.RING_NEXT]) - base, slab_entries)
         assert rest == 0, "I8: the ring area does not end with a slab"
+        assert sum(capacity for _, capacity in blocks) == at.BLOCK_ENTRIES * int(control[at.RING_LINES]), (
+            "I8: lines of rings are miscounted"
+        )
         slabs = self.slabs[: count * at.SLAB_WORDS].reshape(-1, at.SLAB_WORDS).tolist()
         for lines in range(1, at.MAGAZINE_LINES + 1):
             magazine = at.MAGAZINES + (lines - 1) * at.MAGAZINE_WORDS
@@ -445,6 +447,7 @@ class Shard:
                 assert slabs[head - 1][at.SLAB_PREVIOUS] == previous, f"I8: slab {head - 1} is wrongly linked"
                 listed[head - 1] = lines
                 previous, head = head, slabs[head - 1][at.SLAB_NEXT]
+        assert list(listed.values()).count(0) == int(control[at.POOL_SLABS]), "I8: slabs in the pool are miscounted"
         for slab, (bits, _, _, lines) in enumerate(slabs):
             if lines == 0:
                 assert not held[slab], f"I8: slab {slab} is in the pool and in use"

@@ -11,14 +11,17 @@ one row gives up the next one takes while it is still cached, and the slabs of b
 
 import numpy as np
 
-from engine.kernels.compile import inline, lowest_bit, prefetch
+from engine.config import BLOCK_LINES
+from engine.kernels.compile import bits_set, inline, lowest_bit, prefetch
 from engine.kernels.layout import (
     BLOCK_ENTRIES,
     MAGAZINE_BLOCKS,
     MAGAZINE_LINES,
     MAGAZINE_WORDS,
     MAGAZINES,
+    POOL_SLABS,
     RING_BASE,
+    RING_LINES,
     RING_NEXT,
     SEARCHED_SLABS,
     SLAB_BLOCK,
@@ -36,8 +39,6 @@ SLAB_ENTRIES = SLAB_LINES * BLOCK_ENTRIES
 #: Lines of the block that comes next that are asked for; the processor sees for itself how longer copies go on.
 ASKED_LINES = 4
 
-#: Lines of a block: few sizes waste little of a slab, and each is at most a third (beyond 16 lines, a half) more than the one before.
-BLOCK_LINES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 21, 32, 64)
 _FITTING = np.array([min(size for size in BLOCK_LINES if size >= lines) for lines in range(SLAB_LINES + 1)])
 
 
@@ -48,6 +49,14 @@ def lines_for(entries):
     if lines <= SLAB_LINES:
         return _FITTING[lines]
     return (lines + SLAB_LINES - 1) // SLAB_LINES * SLAB_LINES
+
+
+@inline
+def larger(capacity):
+    """Lines of the block that a full ring moves to: the next size, beyond whole slabs a quarter more."""
+    if capacity < SLAB_ENTRIES:
+        return lines_for(capacity + 1)
+    return lines_for(capacity + (capacity >> 2))
 
 
 @inline
@@ -62,6 +71,7 @@ def all_free(lines):
 @inline
 def link(control, slabs, slab, lines):
     """Put a slab in front of the list of its size; 0 is the pool."""
+    control[POOL_SLABS] += np.int64(lines == 0)
     at = slab * SLAB_WORDS
     head = control[SLAB_HEADS + lines]
     slabs[at + SLAB_NEXT] = head
@@ -74,6 +84,7 @@ def link(control, slabs, slab, lines):
 @inline
 def unlink(control, slabs, slab, lines):
     """Take a slab out of the list of its size."""
+    control[POOL_SLABS] -= np.int64(lines == 0)
     following = slabs[slab * SLAB_WORDS + SLAB_NEXT]
     previous = slabs[slab * SLAB_WORDS + SLAB_PREVIOUS]
     if following != 0:
@@ -178,6 +189,7 @@ def slab_give(control, slabs, place, lines):
 @inline
 def block_add(memory, control, slabs, lines):
     """Place of a block of so many lines."""
+    control[RING_LINES] += lines
     if lines > SLAB_LINES:
         return large_add(control, slabs, lines)
     if lines <= MAGAZINE_LINES:
@@ -193,6 +205,7 @@ def block_add(memory, control, slabs, lines):
 def block_remove(control, slabs, place, capacity):
     """Give a block back."""
     lines = capacity // BLOCK_ENTRIES
+    control[RING_LINES] -= lines
     if lines > SLAB_LINES:
         slab = (place - control[RING_BASE]) // SLAB_ENTRIES
         for each in range(slab, slab + lines // SLAB_LINES):
@@ -211,3 +224,20 @@ def block_remove(control, slabs, place, capacity):
             control[magazine + at] = control[magazine + held + at]
     control[magazine] = held + 1
     control[magazine + held + 1] = place
+
+
+@inline
+def scattered(control):
+    """Whether more than a sixth of the slabs that are not in the pool is free blocks (and more than a MiB)."""
+    held = (control[RING_NEXT] - control[RING_BASE]) // BLOCK_ENTRIES - control[POOL_SLABS] * SLAB_LINES
+    return 5 * held > 6 * control[RING_LINES] + (SLAB_LINES << 8)
+
+
+@inline
+def sparse(control, slabs, place, capacity):
+    """Whether a block is in a slab of which less than half is in use, and which is not the one that is being filled."""
+    lines = capacity // BLOCK_ENTRIES
+    slab = (place - control[RING_BASE]) // SLAB_ENTRIES
+    if lines > SLAB_LINES or control[SLAB_HEADS + lines] == slab + 1 or control[SLAB_HEADS + lines] == 0:
+        return False
+    return 2 * bits_set(slabs[slab * SLAB_WORDS + SLAB_FREE]) > SLAB_LINES // lines

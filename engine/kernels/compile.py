@@ -42,6 +42,9 @@ I64_IN, U64_IN, I32_IN, U8_IN = (column(t) for t in (i64, u64, types.int32, type
 #: there were several per row. `error_model`: a division by zero, which no kernel does, need not be looked out for.
 _FLAGS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
+#: Whether machine code is kept on disk: until a folder for it was looked for in vain.
+_cached = [True]
+
 #: Every compiled kernel, by name: a test asserts that each has one signature.
 KERNELS: dict[str, Any] = {}
 
@@ -54,8 +57,10 @@ def kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
         if numba.config.DISABLE_JIT:
             return function
         try:
-            dispatcher = numba.njit(signature, cache=True, **_FLAGS)(function)
-        except RuntimeError as error:  # Numba found no writable folder for its cache
+            dispatcher = numba.njit(signature, cache=_cached[0], **_FLAGS)(function)
+        except (
+            RuntimeError
+        ) as error:  # Numba found no writable folder for its cache: next to the package, in the user's folder, or where told
             if "cannot cache function" not in str(error):
                 raise
             warnings.warn(
@@ -63,6 +68,7 @@ def kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
                 RuntimeWarning,
                 stacklevel=2,
             )
+            _cached[0] = False  # said once
             dispatcher = numba.njit(signature, **_FLAGS)(function)
         KERNELS[function.__name__] = dispatcher
         return dispatcher
@@ -124,6 +130,14 @@ def _lowest_bit(typing_context: Any, word: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
+@intrinsic  # type: ignore[misc, unused-ignore]
+def _bits_set(typing_context: Any, word: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.int64), codegen
+
+
 def _prefetch_plain(target: Any, position: Any) -> None:
     """What an uncompiled kernel, which is plain Python, does instead."""
 
@@ -134,6 +148,10 @@ def _lanes_equal_plain(words: Any, position: Any, mask: int, wanted: int) -> int
 
 def _lowest_bit_plain(word: Any) -> int:
     return (int(word) & -int(word)).bit_length() - 1 if word else 64
+
+
+def _bits_set_plain(word: Any) -> int:
+    return (int(word) & (2**64 - 1)).bit_count()
 
 
 #: Lanes of `lanes_equal`: 32-bit words that fill one 64-byte line.
@@ -150,3 +168,6 @@ lanes_equal: Any = _lanes_equal_plain if _plain else _lanes_equal
 
 #: lowest_bit(word): number of the lowest bit set in an int64; 64 if none is.
 lowest_bit: Any = _lowest_bit_plain if _plain else _lowest_bit
+
+#: bits_set(word): number of bits set in an int64.
+bits_set: Any = _bits_set_plain if _plain else _bits_set

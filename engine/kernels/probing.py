@@ -305,7 +305,7 @@ def ask_line(table, control, h):
 
 @inline
 def ask_slot(memory, table, control, h):
-    """Second stage: prefetch the slots whose tag fits. Returns the first of them; -1 if the next line must be searched, -2 if there is none."""
+    """Second stage: prefetch the slots whose tag fits. Returns the first of them; -1 if another line may have it, -2 if none has."""
     slot_bits = control[SLOT_BITS]
     slot_mask = (1 << slot_bits) - 1
     line = home_of(high_half(h), control[TABLE_LINES])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine.kernels.blocks import block_add, block_remove, lines_for
+from engine.kernels.blocks import block_add, block_remove, larger
 from engine.kernels.compile import F64, I32, I32_IN, I64, I64_IN, U8, U8_IN, U32, U64_IN, boolean, i64, inline, kernel, prefetch
 from engine.kernels.exact import (
     entries_of,
@@ -185,14 +185,14 @@ def drop_oldest(memory, control, base, dropped, reach_ns):
 
 @inline
 def make_room(memory, control, slabs, base, time, floor_ns, reach_ns):
-    """Make a full ring take one entry more: by forgetting what no exact lookup can need, or in a block a quarter larger.
+    """Make a full ring take one entry more: by forgetting what no exact lookup can need, or in the next larger block.
 
     A ring that would be left with two entries goes back into the line. When `time` is not before NEWEST, `append` must come next.
     """
     place, capacity, start, count = entries_of(memory, base)
     dropped = first_from(memory, place, capacity, start, 0, count, floor_ns)
     if dropped == 0:
-        move_ring(memory, control, slabs, base, lines_for(capacity + max(BLOCK_ENTRIES, capacity >> 2)), 0, reach_ns)
+        move_ring(memory, control, slabs, base, larger(capacity), 0, reach_ns)
     elif count - dropped < INLINE_CAPACITY:
         enter_line(memory, control, slabs, base, dropped)
     elif time >= memory[base + NEWEST]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine.kernels.blocks import block_remove, lines_for
+from engine.kernels.blocks import block_remove, lines_for, scattered, slab_give, slab_take, sparse
 from engine.kernels.compile import I32, I64, U8, U8_IN, U32, U64, U64_IN, boolean, i64, inline, kernel, prefetch
 from engine.kernels.exact import entries_of, entry_word, lower_bound, units_of
 from engine.kernels.hashing import U56, hash_bytes, sip_end, sip_start, sip_word
@@ -61,24 +61,25 @@ def expired(memory, base, floor_ns):
 
 @inline
 def worth_shortening(memory, base, thorough):
-    """Whether a ring is to be looked into: always, or when it has several lines and at least half of it is older than its newest window.
+    """Whether a ring is to be looked into: always, or when it has several lines and at least a quarter of it is older than its newest window.
 
     (A ring of one line goes back into the slot line by itself, when it is full.)
     """
     meta = memory[base + META]
     capacity = meta >> PLACE_BITS
-    return thorough & (meta >= RING_FROM) | (capacity > BLOCK_ENTRIES) & (2 * memory[base + LEFT] >= capacity)
+    return thorough & (meta >= RING_FROM) | (capacity > BLOCK_ENTRIES) & (4 * memory[base + LEFT] >= capacity)
 
 
 @inline
-def list_due(memory, first, last, floor_ns, thorough, due):
+def list_due(memory, first, last, floor_ns, thorough, every_ring, due):
     """List those of the slots [first, last) that expiry has to look into. Returns how many."""
     count = 0
     for slot in range(first, last):
         base = slot * LINE_WORDS
-        gone = (memory[base + META] != 0) & (newest_of(memory, base) < floor_ns)
+        meta = memory[base + META]
+        gone = (meta != 0) & (newest_of(memory, base) < floor_ns)
         due[count] = slot
-        count += np.int64(gone | worth_shortening(memory, base, thorough) | (thorough & (memory[base + META] != 0)))
+        count += np.int64(gone | worth_shortening(memory, base, thorough) | thorough & (meta != 0) | every_ring & (meta >= RING_FROM))
     return count
 
 
@@ -112,14 +113,27 @@ def expire_ring(memory, control, slabs, base, floor_ns, reach_ns):
     _, capacity, _, count = entries_of(memory, base)
     dropped = expired(memory, base, floor_ns)
     count -= dropped
-    lines = lines_for(count + (count >> 2) + 1)
+    lines = lines_for(count + 1)
     if count <= INLINE_CAPACITY:
         enter_line(memory, control, slabs, base, dropped)
-    elif 3 * lines * BLOCK_ENTRIES <= 2 * capacity:
+    elif 4 * lines * BLOCK_ENTRIES <= 3 * capacity:
         move_ring(memory, control, slabs, base, lines, dropped, reach_ns)
     elif dropped > 0:
         drop_oldest(memory, control, base, dropped, reach_ns)
     return dropped
+
+
+@inline
+def leave_slab(memory, control, slabs, base):
+    """Move a ring out of a slab of which little is in use, so that all of it can be used for other rings."""
+    place, capacity, _, _ = entries_of(memory, base)
+    if not sparse(control, slabs, place, capacity):
+        return
+    target = slab_take(memory, control, slabs, capacity // BLOCK_ENTRIES)
+    for word in range(2 * capacity):
+        memory[2 * target + word] = memory[2 * place + word]
+    memory[base + META] = capacity << PLACE_BITS | target
+    slab_give(control, slabs, place, capacity // BLOCK_ENTRIES)
 
 
 @kernel(i64, i64, i64, i64, i64, boolean, boolean, U64_IN, I64, U32, I64, U8, I64, I32)
@@ -143,12 +157,13 @@ def expire_slots(
     Returns the entries freed. Sequential over slot lines; a random index line per user freed, a ring line per ring shortened.
     """
     freed = 0
+    gather = scattered(control)
     listed = count = np.int64(0)
     while first < last or listed < count:
         if listed == count:
             listed = np.int64(0)
             here = min(last - first, len(due))
-            count = list_due(memory, first, first + here, floor_ns, thorough, due)
+            count = list_due(memory, first, first + here, floor_ns, thorough, gather, due)
             first += here
             for ahead in range(min(AHEAD, count)):
                 ask_expiry(memory, table, control, keys, np.int64(due[ahead]), floor_ns, is_bytes)
@@ -172,7 +187,10 @@ def expire_slots(
             if thorough:
                 freed += expire_line(memory, base, floor_ns)
         else:
-            freed += expire_ring(memory, control, slabs, base, floor_ns, reach_ns)
+            if worth_shortening(memory, base, thorough):
+                freed += expire_ring(memory, control, slabs, base, floor_ns, reach_ns)
+            if gather and memory[base + META] >= RING_FROM:
+                leave_slab(memory, control, slabs, base)
     return freed
 
 
