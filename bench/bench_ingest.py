@@ -2,102 +2,107 @@
 
     python -m pytest bench/bench_ingest.py --benchmark-columns=min,median,iqr,rounds
 
-Prediction: a row of a sparse user touches two random lines (index, slot), one of a user with a larger ring two or three more. Equal
-answers are proven before any time is taken: the first rows of the workload are compared with the reference, with ==.
+Prediction: a row of a user of few transactions touches two random lines (index, slot), one of a user with a ring one or two more; with one
+row per user and window that is less than three lines a row, so an engine that did nothing else would run at the roofline of three lines.
+Two shards share the lines between two cores. A small batch costs a few dozen microseconds of Python however few its rows: 10 to 40 ns a
+row at 1,024 rows. Fresh memory costs the first touch of a page: 64 bytes of a 2 MiB page that the system has to clear, some 10 ns a row.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import pytest
-from roofline import random_lines, touch_lines
+from measure import Engines, Work, lines, prove, take
 from workload import BATCH_ROWS, ROUNDS, SMOKE, USERS, Uniform
 
 from engine import RiskEngine
-from engine.config import Config
-from engine.reference import Reference
 
-CHECKED_ROWS = 20_000
+UNIFORM = Uniform(USERS)
+TABLE_BATCHES = 16
+FEWER_ROUNDS = 3 if SMOKE else 15
 
 
-def warm(shards: int) -> tuple[RiskEngine, object]:
-    """An engine in its steady state, after two retentions of the workload, and the rows that come next.
-
-    Before that it still takes memory it has never touched, and the first touch of a page costs more than the row.
-    """
-    workload = Uniform(USERS)
-    rows = 4 * USERS + (ROUNDS + 1) * BATCH_ROWS
-    batches = workload.batches(rows)
-    engine = RiskEngine(users=2 * USERS, shards=shards, max_ahead=None)
-    for batch in itertools.islice(batches, 4 * USERS // BATCH_ROWS):
-        engine.ingest(batch)
-    return engine, batches
+@pytest.fixture(scope="module")
+def engines() -> Iterator[Engines]:
+    made = Engines()
+    yield made
+    made.close()
 
 
 def test_answers_are_those_of_the_reference() -> None:
     """Proven first: same rows, same bits."""
-    config = Config.of(max_ahead=None, users=USERS)
-    reference, engine = Reference(config), RiskEngine(users=USERS, max_ahead=None)
-    for batch in Uniform(min(USERS, 5_000)).batches(CHECKED_ROWS):
-        users, amounts = batch["user_id"].to_pylist(), batch["amount"].to_pylist()
-        times = (np.asarray(batch["timestamp"].cast("int64")) * 1000).tolist()
-        wanted = [row.score for row in reference.ingest(list(zip(users, amounts, times, strict=True)))]
-        assert engine.ingest(batch, scores=True).scores.to_pylist() == wanted
-    assert engine.digest() == reference.digest()
+    prove(UNIFORM)
+    prove(UNIFORM, shards=2)
 
 
 @pytest.mark.benchmark(group="rows")
-def test_three_random_lines(benchmark) -> None:
-    """The roofline: three random lines a row, nothing else."""
-    memory, lines = random_lines(USERS, 3 * BATCH_ROWS)
-    benchmark.extra_info["rows"] = BATCH_ROWS
-    benchmark.pedantic(touch_lines, (lines, 24, memory), rounds=ROUNDS, warmup_rounds=1)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_three_random_lines(benchmark: Any, threads: int) -> None:
+    """The roofline: three random lines a row, nothing else; two threads each have half of the rows and of the memory."""
+    take(benchmark, lines(USERS, 3, threads=threads), users=USERS)
 
 
 @pytest.mark.benchmark(group="rows")
 @pytest.mark.parametrize("shards", [1, 2])
-def test_ingest_with_scores(benchmark, shards: int) -> None:
+def test_ingest_with_scores(benchmark: Any, engines: Engines, shards: int) -> None:
     """Batches of 65,536 rows into a warm engine, a score per row."""
-    engine, batches = warm(shards)
-    benchmark.extra_info["rows"] = BATCH_ROWS
-    benchmark.pedantic(lambda batch: engine.ingest(batch, scores=True), setup=lambda: ((next(batches),), {}), rounds=ROUNDS)
-    engine.close()
+    beside = {"three random lines": lines(USERS, 3, threads=shards)}
+    if shards > 1:
+        beside["one shard"] = engines(UNIFORM).ingest()
+    take(benchmark, engines(UNIFORM, shards).ingest(), users=USERS, beside=beside)
 
 
-@pytest.mark.benchmark(group="lookups")
-def test_two_random_lines(benchmark) -> None:
-    """The roofline of a lookup: two random lines a user."""
-    count = 10_000 if SMOKE else 1_000_000
-    memory, lines = random_lines(USERS, 2 * count)
-    benchmark.extra_info["rows"] = count
-    benchmark.pedantic(touch_lines, (lines, 24, memory), rounds=ROUNDS, warmup_rounds=1)
-
-
-@pytest.mark.benchmark(group="lookups")
+@pytest.mark.benchmark(group="growth")
 @pytest.mark.parametrize("shards", [1, 2])
-def test_scores_of_random_users(benchmark, shards: int) -> None:
-    """`scores()` of a million random users."""
-    engine, _ = warm(shards)
-    count = 10_000 if SMOKE else 1_000_000
-    users = np.random.default_rng(7).choice(Uniform(USERS).ids, count)
-    benchmark.extra_info["rows"] = count
-    benchmark.pedantic(engine.scores, (users,), rounds=ROUNDS, warmup_rounds=1)
-    engine.close()
+def test_growth_into_fresh_memory(benchmark: Any, shards: int) -> None:
+    """The first batches of a new engine: nearly every row is a user's first."""
+    batches = UNIFORM.batches(2**62, BATCH_ROWS)
+    with RiskEngine(users=USERS, shards=shards, max_ahead=None) as engine:
+        engine.ingest(next(batches), scores=True)
+        work = Work(BATCH_ROWS, lambda: next(batches), lambda batch: engine.ingest(batch, scores=True))
+        take(benchmark, work, users=USERS, warmup=0)
 
 
-@pytest.mark.benchmark(group="single")
-def test_add_one_row(benchmark) -> None:
-    """`add` of one row."""
-    engine = RiskEngine(users=1_000, max_ahead=None, time_unit="us")
-    times = itertools.count()
-    benchmark(lambda: engine.add(7, 12.5, next(times)))
+@pytest.mark.benchmark(group="batch sizes")
+@pytest.mark.parametrize("rows_a_batch", [BATCH_ROWS // parts for parts in (64, 16, 4, 1)])
+def test_batch_sizes(benchmark: Any, engines: Engines, rows_a_batch: int) -> None:
+    """As many rows in more and smaller batches; both go into the same engine in turn."""
+    steady = engines(UNIFORM)
+    whole = steady.ingest()
+
+    def cut() -> list[pa.RecordBatch]:
+        batch = whole.prepare()
+        return [batch.slice(first, rows_a_batch) for first in range(0, BATCH_ROWS, rows_a_batch)]
+
+    def run(batches: list[pa.RecordBatch]) -> None:
+        for batch in batches:
+            steady.engine.ingest(batch, scores=True)
+
+    take(benchmark, Work(BATCH_ROWS, cut, run), users=USERS, rounds=ROUNDS // 2 + 1, beside={f"batches of {BATCH_ROWS:,}": whole})
 
 
-@pytest.mark.benchmark(group="single")
-def test_score_one_user(benchmark) -> None:
-    """`score` of one user."""
-    engine = RiskEngine(users=1_000, max_ahead=None, time_unit="us")
-    engine.add(7, 12.5, 0)
-    benchmark(lambda: engine.score(7))
+@pytest.mark.benchmark(group="sources")
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("form", ["record_batches", "reader", "table_of_batches", "table_in_one_piece"])
+def test_sources(benchmark: Any, engines: Engines, form: str, shards: int) -> None:
+    """A million rows as record batches one by one, as a reader, and as one big table: that one is applied whole or not at all."""
+    steady = engines(UNIFORM, shards)
+
+    def prepare() -> Any:
+        batches = list(itertools.islice(steady.batches, TABLE_BATCHES))
+        if form == "record_batches":
+            return batches
+        if form == "reader":
+            return [pa.RecordBatchReader.from_batches(batches[0].schema, batches)]
+        table = pa.Table.from_batches(batches)
+        return [table if form == "table_of_batches" else table.combine_chunks()]
+
+    def run(sources: list[Any]) -> None:
+        for source in sources:
+            steady.engine.ingest(source, scores=True)
+
+    take(benchmark, Work(TABLE_BATCHES * BATCH_ROWS, prepare, run), users=USERS, rounds=FEWER_ROUNDS)

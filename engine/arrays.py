@@ -17,7 +17,6 @@ from engine.errors import SchemaError
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 def values_of(array: Any, dtype: Any, per_row: int = 1) -> NDArray[Any]:

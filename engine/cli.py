@@ -11,14 +11,17 @@ are parsed is told in `flags`, how answers are printed in `terminal`.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
+import gc
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from engine import __version__
+from engine import __version__, benchmark
 from engine.config import Config
 from engine.errors import ConfigError, EngineError
 from engine.flags import USAGE, Parser, is_on, quantity, settle, size
@@ -59,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         {"users": 10000000, ...
         0
     """
+    if argv is None:
+        # A process that ends needs no garbage collection, but Python makes several: over all that Numba keeps, a quarter of a second.
+        atexit.register(gc.freeze)
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words or is_on(os.environ.get("RISKRING_DEBUG", ""))
     try:
@@ -107,7 +113,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action=_Version)
     _add_global_flags(parser)
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    for add in (_add_run, _add_score, _add_top, _add_explain, _add_verify, _add_generate, _add_plan, _add_doctor):
+    for add in (_add_run, _add_score, _add_top, _add_explain, _add_verify, _add_generate, _add_plan, _add_doctor, _add_bench):
         add(commands)
     return parser
 
@@ -284,6 +290,11 @@ def _add_doctor(commands: Any) -> None:
     )
 
 
+def _add_bench(commands: Any) -> None:
+    parser = _command(commands, "bench", benchmark.run, benchmark.SUMMARY, benchmark.MORE, *benchmark.EXAMPLES)
+    benchmark.add_flags(parser)
+
+
 class _Version(argparse.Action):
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="show the version and exit")
@@ -350,6 +361,7 @@ class _Replay:
                         advance(self.rows)
         finally:
             self.end_input()  # before `units` is closed, which would wait for the next line of input
+            units.close()
         self.seconds = time.perf_counter() - began
 
     def finish(self) -> _Replay:
@@ -403,7 +415,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _check_outputs(outputs: list[str], files: list[str]) -> None:
     """Find out before the run, not after it."""
-    from engine.generate import file_format  # noqa: PLC0415 - imports pyarrow
+    from engine.outputs import file_format  # noqa: PLC0415 - imports pyarrow
 
     for path in outputs:
         file_format(path)
@@ -418,7 +430,7 @@ def _check_outputs(outputs: list[str], files: list[str]) -> None:
 def _replay_into_files(replay: _Replay, args: argparse.Namespace) -> None:
     import pyarrow as pa  # noqa: PLC0415 - slow to import
 
-    from engine.generate import FileWriter  # noqa: PLC0415
+    from engine.outputs import FileWriter  # noqa: PLC0415
 
     with contextlib.ExitStack() as stack:
         scored: Any = None
@@ -428,7 +440,9 @@ def _replay_into_files(replay: _Replay, args: argparse.Namespace) -> None:
                 if scored is None:
                     if "score" in batch.schema.names:
                         raise EngineError("the input has a column 'score' already, which --output would add; rename it")
-                    scored = stack.enter_context(FileWriter(args.output, batch.schema.append(pa.field("score", pa.float64()))))
+                    schema = batch.schema.append(pa.field("score", pa.float64()))
+                    distinct = (replay.engine.config.user_id, "score")
+                    scored = stack.enter_context(FileWriter(args.output, schema, distinct))
                 scored.write(pa.Table.from_batches([batch]).append_column("score", result.scores))
             if args.rejects:
                 table = result.rejects()
@@ -551,6 +565,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> int:
     from engine.forecast import forecast  # noqa: PLC0415 - only here
+    from engine.memory import machine_bytes  # noqa: PLC0415 - imports NumPy
 
     if args.users is None or args.rate is None:
         raise ConfigError("plan needs --users and --rate")
@@ -568,8 +583,16 @@ def _plan(args: argparse.Namespace) -> int:
     show(f"{parts['transactions']:,.0f} transactions of {parts['active_users']:,.0f} users\n")
     lines = [(name, bytes_text(parts[name]), "") for name in ("slots", "index", "rings", "ids") if parts[name]]
     lines.append(("total", bytes_text(parts["total"]), f"{per_user:.0f} bytes per user with a retained transaction"))
+    lines.append(("memory", bytes_text(machine_bytes()), _share_of_machine(parts["total"] / machine_bytes())))
     show_aligned(lines, right=(1,))
     return DONE
+
+
+def _share_of_machine(share: float) -> str:
+    """What a forecast means here. An engine needs room beside its state: for batches, Python, and the system."""
+    if share < 0.8:
+        return f"of this machine: {share:.0%} is needed"
+    return f"of this machine: too little; use {math.ceil(share / 0.8)} partitions on as many such machines, or a shorter window or lateness"
 
 
 def _doctor(args: argparse.Namespace) -> int:

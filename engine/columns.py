@@ -5,7 +5,7 @@ six of `REASONS`, those that a row carries in itself, are set here, the others b
 is the business of `sources`; how a number or a text becomes an integer, of `rounding` and `texts`.
 
 Conversions are exact: amounts are rounded to the grid once, by their exact value, and times keep every nanosecond. All of
-it is vectorised, nothing loops over rows.
+it is vectorised or done by a kernel.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def columns_of(batch: Any, config: Config) -> Columns:
     Raises:
         SchemaError: A column is missing or has a type that cannot be used.
 
-    Cost: about 3 ns per row for int64 ids, float64 amounts on the grid and timestamps of microseconds.
+    Cost: about 1 ns per row for int64 ids, float64 amounts on the grid and timestamps of microseconds; 2.5 ns for amounts off it.
 
     Example:
         >>> import pyarrow as pa

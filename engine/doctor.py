@@ -33,9 +33,9 @@ def _check_versions() -> Iterator[Check]:
     yield Check("python", "ok", found) if sys.version_info >= (3, 11) else Check("python", "fail", found, "install Python 3.11 or newer")
     yield Check("riskring", "ok", __version__)
     for name in ("numpy", "numba", "pyarrow"):
-        version = _version(name)
+        version = version_of(name)
         yield Check(name, "ok", version) if version else Check(name, "fail", "missing", f"pip install {name}")
-    version = _version("rich")
+    version = version_of("rich")
     yield Check("rich", "ok", version) if version else Check("rich", "warn", "missing: no progress bar", "pip install rich")
 
 
@@ -45,7 +45,7 @@ def _check_cores() -> Check:
 
 
 def _check_memory() -> Check:
-    free_bytes = _memory_available()
+    free_bytes = memory_available()
     if free_bytes is None:
         return Check("memory", "warn", "unknown on this system", "compare `riskring plan` with what is free")
     found = f"{bytes_text(free_bytes)} available"
@@ -54,7 +54,7 @@ def _check_memory() -> Check:
     return Check("memory", "ok", found)
 
 
-def _memory_available() -> int | None:
+def memory_available() -> int | None:
     """What the machine has left, or what the control group allows if that is less."""
     available = []
     with contextlib.suppress(OSError, StopIteration), open("/proc/meminfo", encoding="ascii") as lines:
@@ -116,7 +116,7 @@ def _check_engine() -> Check:
     return Check("engine", "ok", f"exact; first result after {time.perf_counter() - began:.1f} s")
 
 
-def _version(distribution: str) -> str | None:
+def version_of(distribution: str) -> str | None:
     from importlib import metadata  # noqa: PLC0415 - slow to import
 
     try:

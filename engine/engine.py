@@ -467,13 +467,17 @@ class RiskEngine:
             raise ConfigError(f"k={k!r} must be a whole number, 0 or more")
         with self._lock:
             self._check_open()
-            ids, features = self._features_of_all(self._at_ns(at))
-            table = features_table(ids, features, self.config.decimals)
-        table = table.filter(pc.greater(table["count"], 0))
-        if k == 0 or len(table) == 0:
-            return table.slice(0, 0)
-        order = pc.select_k_unstable(table, min(int(k), len(table)), sort_keys=[(by, "descending"), ("user_id", "ascending")])
-        return table.take(order)
+            at_ns = self._at_ns(at)
+            table = features_table(pa.array([], pa.string()), Features.empty(0), self.config.decimals)
+            if at_ns is None or self._kind is None:
+                return table
+            order = [(by, "descending"), ("user_id", "ascending")]
+            for ids, features in self._shards.greatest(max(int(k), 1), by, self._kind, at_ns, self._clock_ns):
+                part = features_table(ids, features, self.config.decimals)
+                table = pa.concat_tables([table, part]) if len(table) else part
+                if len(table) > k > 0:
+                    table = table.take(pc.select_k_unstable(table, int(k), sort_keys=order))
+            return table.sort_by(order).slice(0, k)
 
     def _features_of_all(self, at_ns: int | None) -> tuple[Any, Features]:
         if at_ns is None or self._kind is None:

@@ -1,4 +1,4 @@
-"""Seeded streams of transactions that look like real ones, and the writer that puts batches into files.
+"""Seeded streams of transactions that look like real ones.
 
 What it is: a source of test and demonstration data whose every row is a pure function of the options, the seed and the
 row's number. Rows are made in blocks of a fixed size, each from a random generator of its own, and the stream is cut
@@ -15,25 +15,20 @@ ACM TOMACS 6(3), 1996): a draw costs a few powers and no memory, whatever the nu
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import math
 import os
-import re
 from collections.abc import Iterator
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 from numpy.typing import NDArray
 
 from engine.config import TIME_NS_MAX, TIME_NS_MIN, duration_ns
-from engine.errors import ConfigError, SchemaError
+from engine.errors import ConfigError
+from engine.outputs import FileWriter
 
 #: Rows that share a random generator. Part of the definition of a stream: another size gives other rows.
 BLOCK_ROWS: Final = 65536
@@ -347,173 +342,6 @@ def zipf(random: np.random.Generator, exponent: float, most: int, rows: int) -> 
         ranks[open_rows[kept]] = rank[kept].astype(np.int64)
         open_rows = open_rows[~kept]
     return ranks
-
-
-class FileWriter:
-    """Writes batches to one file whose suffix names the format; the file appears under its name only when complete.
-
-    `.parquet` and `.pq` (zstd), `.arrow`, `.ipc` and `.feather` (Arrow IPC file), `.csv`, `.ndjson` and `.jsonl`; the
-    text formats also with `.gz` or `.zst` behind. Everything goes to a temporary sibling, which is renamed when the
-    `with` block ends and removed when it ends with an error. NDJSON has no NaN or infinity: they become null.
-
-    Args:
-        path: Where to write; a file of that name is replaced.
-        schema: Columns of the batches.
-
-    Raises:
-        ConfigError: The suffix is none of these.
-        SchemaError: A column's type cannot be written in this format.
-        OSError: The folder is missing or cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> batch = pa.record_batch({"n": [1, 2]})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with FileWriter(f"{folder}/n.ndjson", batch.schema) as writer:
-        ...         writer.write(batch)
-        ...     Path(folder, "n.ndjson").read_text()
-        '{"n":1}\\n{"n":2}\\n'
-    """
-
-    def __init__(self, path: str | os.PathLike[str], schema: Any) -> None:
-        self.path = Path(path)
-        self.schema = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in schema])
-        kind, compression = file_format(self.path)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        self._stream = pa.output_stream(str(self._temporary), compression=compression)
-        self._sink: Any = None
-        try:
-            if kind == "parquet":
-                self._sink = pa.parquet.ParquetWriter(self._stream, self.schema, compression="zstd")
-            elif kind == "arrow":
-                self._sink = pa.ipc.new_file(self._stream, self.schema)
-            elif kind == "csv":
-                self._sink = pa.csv.CSVWriter(self._stream, self.schema)
-        except pa.ArrowException as error:
-            self.abandon()
-            raise SchemaError(f"{self.path}: {error}") from error
-
-    def write(self, batch: Any) -> None:
-        """Add a RecordBatch or Table (columns as in the schema)."""
-        try:
-            table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
-            columns = [_plain_column(column) for column in table.columns]
-            table = pa.table(columns, names=table.column_names).cast(self.schema)
-            if self._sink is None:
-                self._stream.write(_ndjson(table))
-            else:
-                self._sink.write_table(table)
-        except (pa.ArrowException, ValueError) as error:
-            raise SchemaError(f"{self.path}: {error}") from error
-
-    def finish(self) -> None:
-        """Close the file and give it its name."""
-        try:
-            if self._sink is not None:
-                self._sink.close()
-            self._stream.close()
-            os.replace(self._temporary, self.path)
-        except BaseException:
-            self.abandon()
-            raise
-
-    def abandon(self) -> None:
-        """Close and remove what was written so far."""
-        with contextlib.suppress(pa.ArrowException, OSError):
-            if self._sink is not None:
-                self._sink.close()
-            self._stream.close()
-        self._temporary.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.finish()
-        else:
-            self.abandon()
-
-
-_FORMATS: Final = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".ipc": "arrow",
-    ".feather": "arrow",
-    ".csv": "csv",
-    ".ndjson": "ndjson",
-    ".jsonl": "ndjson",
-}
-_COMPRESSIONS: Final = {".gz": "gzip", ".zst": "zstd"}
-
-
-def file_format(path: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """The format ("parquet", "arrow", "csv", "ndjson") and the compression of the stream that a file name asks for.
-
-    Raises:
-        ConfigError: The suffix is not known, or a binary format (which compresses by itself) is asked for as `.gz`.
-
-    Example:
-        >>> file_format("scored.csv.gz")
-        ('csv', 'gzip')
-    """
-    name = Path(path)
-    compression = _COMPRESSIONS.get(name.suffix.lower())
-    kind = _FORMATS.get((name.with_suffix("") if compression else name).suffix.lower())
-    if kind is None or (compression and kind in ("parquet", "arrow")):
-        raise ConfigError(f"{os.fspath(path)!r} names no format; use {', '.join(_FORMATS)} (.csv and .ndjson also with .gz or .zst)")
-    return kind, compression
-
-
-def _plain_type(kind: Any) -> Any:
-    """What a file holds instead of a dictionary, of which each batch may bring its own, or of views, which few formats know."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_string_view(kind):
-        return pa.string()
-    return pa.binary() if pa.types.is_binary_view(kind) else kind
-
-
-def _plain_column(column: Any) -> Any:
-    """A column of any type as its plain type. (Arrow casts views, but no dictionary of them.)"""
-    plain = _plain_type(column.type)
-    if not pa.types.is_dictionary(column.type):
-        return column.cast(plain)
-    return pa.chunked_array([chunk.dictionary.cast(plain).take(chunk.indices) for chunk in column.chunks], plain)
-
-
-def _ndjson(table: Any) -> Any:
-    """One JSON object per line. pyarrow reads NDJSON but does not write it."""
-    parts: list[Any] = []
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        parts += [("," if parts else "{") + _json_quoted(pa.array([name]))[0].as_py() + ":", _json_texts(column.combine_chunks())]
-    lines = pc.binary_join_element_wise(*parts, "}\n", "")
-    lines = lines.combine_chunks() if isinstance(lines, pa.ChunkedArray) else lines
-    return pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "")[0].as_buffer() or b""
-
-
-def _json_texts(column: Any) -> Any:
-    """Each value as JSON text; "null" where there is none."""
-    kind = column.type
-    if pa.types.is_floating(kind):
-        column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, kind))
-    text = column.cast(pa.string())
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)):
-        text = _json_quoted(text)
-    return text.fill_null("null")
-
-
-#: What JSON does not allow in a string: quote, backslash and control characters.
-_JSON_ESCAPED: Final = re.compile(r'["\\\x00-\x1f]')
-_JSON_SHORT: Final = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-
-
-def _json_quoted(text: Any) -> Any:
-    if pc.any(pc.match_substring_regex(text, _JSON_ESCAPED.pattern)).as_py():
-        for character in ("\\", '"', *map(chr, range(32))):  # the backslash first: the others bring some in
-            text = pc.replace_substring(text, character, _JSON_SHORT.get(character, f"\\u{ord(character):04x}"))
-    return pc.binary_join_element_wise('"', text, '"', "")
 
 
 def _whole(name: str, value: object, least: int, most: int) -> int:

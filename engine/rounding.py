@@ -1,22 +1,21 @@
 """Numbers as int64 multiples of a unit: integers, floats and decimals, rounded half-even by their exact value.
 
 A float counts as its exact binary value, a decimal as its digits; nothing is rounded twice. Amounts become units of
-`10**-decimals`, times become nanoseconds. What does not fit is masked, not raised. All of it is vectorised.
+`10**-decimals`, times become nanoseconds. What does not fit is masked, not raised. The usual float64 has a kernel; the rest is
+vectorised.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.arrays import Bools, Floats, Ints, values_of
+from engine.arrays import Bools, Ints, values_of
 from engine.config import AMOUNT_UNITS_MAX
-
-#: Floats that are rounded at a time.
-_BLOCK_ROWS: Final = 8192
+from engine.kernels import NOT_FINITE, OUT_OF_RANGE, round_amounts
 
 
 @dataclass(slots=True)
@@ -60,67 +59,13 @@ def float_units(values: NDArray[Any], scale: int) -> Converted:
     if values.dtype != np.float64:
         return _narrow_float_units(values, scale)
     n = len(values)
-    found = Converted(np.empty(n, np.int64))
-    # Block by block, so that temporaries stay in the cache; fresh pages for each would cost more than the arithmetic.
-    for start in range(0, n, _BLOCK_ROWS):
-        rows = slice(start, min(start + _BLOCK_ROWS, n))
-        block = values[rows]
-        with np.errstate(all="ignore"):
-            product = block * scale
-            units = np.rint(product)
-            # A float that is the nearest one to r / scale lies within |r| * 2**-53 units of r. Below 2**51 that is less
-            # than a quarter of a unit: r is then its exact rounding, and nothing was changed.
-            same = (units / scale) == block
-            if same.all() and units.max() < 2.0**51 and units.min() > -(2.0**51):
-                found.values[rows] = units
-                continue
-            # Below 2**40 units the product is off by less than 2**-13: only close to a half can it mislead.
-            size = np.abs(units)
-            sure = (same & (size < 2.0**51)) | ((np.abs(product - units) < 0.4998) & (size < 2.0**40))
-        doubtful = np.flatnonzero(~sure)
-        units[doubtful] = 0.0
-        part = Converted(units.astype(np.int64), rounded=~same)
-        if len(doubtful):
-            part.put(doubtful, _exact_float_units(block[doubtful], scale))
-        found.put(rows, part)
-    return found
-
-
-def _exact_float_units(values: Floats, scale: int) -> Converted:
-    """What `float_units` promises, for any float64, at some cost.
-
-    The product is taken without error as the sum of two floats, `product + error` (Dekker 1971; Muller et al.,
-    Handbook of Floating-Point Arithmetic, section 4.4). `rint(product)` is off by at most one unit, and whether
-    it is is seen from `error` against what is left to the next half. Those comparisons are exact: the distance
-    from `product` to the next half is exact wherever `error` can reach it.
-    """
-    with np.errstate(all="ignore"):
-        product = values * scale
-        finite = np.isfinite(values)
-        inside = finite & (np.abs(product) <= AMOUNT_UNITS_MAX)
-        values = np.where(inside, values, 0.0)
-        product = np.where(inside, product, 0.0)
-        error = _product_error(values, scale, product)
-        near = np.rint(product)
-        left = product - near
-        units = near.astype(np.int64)
-        odd = (units & 1).astype(np.bool_)
-        above, below = 0.5 - left, -0.5 - left
-        units += (error > above) | ((error == above) & odd)
-        units -= (error < below) | ((error == below) & odd)
-        rounded = units / scale != values
-    out = (finite & ~inside) | (np.abs(units) > AMOUNT_UNITS_MAX)
-    return Converted(units, out_of_range=out, not_finite=~finite, rounded=rounded)
-
-
-def _product_error(values: Floats, scale: int, product: Floats) -> Floats:
-    """values * scale - product, exactly, where product is the float nearest to values * scale.
-
-    A scale has at most 27 bits, so only `values` is split (Veltkamp): both partial products are exact.
-    """
-    big = values * 134217729.0  # 2**27 + 1
-    high = big - (big - values)
-    return (high * scale - product) + (values - high) * scale
+    units, faults = np.empty(n, np.int64), np.empty(n, np.uint8)
+    rounded = np.zeros(n, np.bool_)
+    with np.errstate(all="ignore"):  # of kernels that run uncompiled
+        fault_count = round_amounts(values, scale, AMOUNT_UNITS_MAX, units, rounded.view(np.uint8), faults)
+    if fault_count:
+        return Converted(units, out_of_range=faults == OUT_OF_RANGE, not_finite=faults == NOT_FINITE, rounded=rounded)
+    return Converted(units, rounded=rounded)
 
 
 def _narrow_float_units(values: NDArray[Any], scale: int) -> Converted:

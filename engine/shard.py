@@ -60,6 +60,28 @@ class Features:
             zero_at=np.full(count, NO_TIME),
         )
 
+    def take(self, rows: NDArray[np.int64]) -> Features:
+        """Some of the rows."""
+        return Features(
+            counts=self.counts[rows],
+            sums=self.sums.reshape(-1, 2)[rows].reshape(-1),
+            scores=self.scores[rows],
+            newest=self.newest[rows],
+            valid_until=self.valid_until[rows],
+            zero_at=self.zero_at[rows],
+        )
+
+    def greatest(self, by: str, count: int) -> NDArray[np.int64]:
+        """Rows with a transaction in the window that may be among the `count` greatest by a column, equals of the last one included."""
+        key: Any = {"score": self.scores, "count": self.counts, "newest": self.newest}.get(by)
+        if key is None:  # 128-bit sums, in floats: these keep the order, though not every difference
+            key = self.sums[1::2] * 2.0**64 + self.sums[::2].view(np.uint64)
+        rows = np.flatnonzero(self.counts)
+        if len(rows) <= count:
+            return rows
+        likely: NDArray[np.int64] = rows[key[rows] >= np.partition(key[rows], -count)[-count]]
+        return likely
+
 
 def features_table(ids: Any, features: Features, decimals: int) -> Any:
     """Features as an Arrow table, a row a user."""
@@ -424,9 +446,7 @@ class Shard:
         base = int(control[at.RING_BASE])
         count, rest = divmod(int(control[at.RING_NEXT]) - base, slab_entries)
         assert rest == 0, "I8: the ring area does not end with a slab"
-        assert sum(capacity for _, capacity in blocks) == at.BLOCK_ENTRIES * int(control[at.RING_LINES]), (
-            "I8: lines of rings are miscounted"
-        )
+        assert sum(capacity for _, capacity in blocks) == at.BLOCK_ENTRIES * int(control[at.RING_LINES]), "I8: ring lines are miscounted"
         slabs = self.slabs[: count * at.SLAB_WORDS].reshape(-1, at.SLAB_WORDS).tolist()
         for lines in range(1, at.MAGAZINE_LINES + 1):
             magazine = at.MAGAZINES + (lines - 1) * at.MAGAZINE_WORDS

@@ -23,6 +23,9 @@ from engine.errors import CapacityError
 from engine.index import hash_of, random_keys, split_rows
 from engine.shard import Features, Shard
 
+#: Slots of a shard that `greatest` looks at together: their features stay in the second-level cache.
+_RANKED_SLOTS: Final = 1 << 14
+
 #: Fewer rows than this are not worth waking another thread for.
 _THREADED_ROWS: Final = 4096
 
@@ -268,14 +271,34 @@ class Shards:
 
     def features_of_all(self, kind: str, at_ns: int, clock_ns: int | None) -> tuple[Any, Features]:
         """Arrow ids and features of all users with a retained transaction, in no particular order."""
+        slots_of = self._all(lambda shard: shard.slots_retained(self._floor_ns(clock_ns)))
+        features = self._features_of_slots(slots_of, at_ns, clock_ns)
+        return self._ids_of_slots(slots_of, kind), features
+
+    def greatest(self, count: int, by: str, kind: str, at_ns: int, clock_ns: int | None) -> Iterator[tuple[Any, Features]]:
+        """Arrow ids and features of the users that may be the greatest by a column, a part of all users after the other."""
+        slots_of = self._all(lambda shard: shard.slots_retained(self._floor_ns(clock_ns)))
+        for first in range(0, max(map(len, slots_of)), _RANKED_SLOTS):
+            part = [slots[first : first + _RANKED_SLOTS] for slots in slots_of]
+            features = self._features_of_slots(part, at_ns, clock_ns)
+            rows = features.greatest(by, count)
+            bounds = np.cumsum([0] + [len(slots) for slots in part])
+            ends = np.searchsorted(rows, bounds)
+            chosen = [slots[rows[low:high] - start] for slots, start, low, high in zip(part, bounds[:-1], ends[:-1], ends[1:], strict=True)]
+            yield self._ids_of_slots(chosen, kind), features.take(rows)
+
+    def _features_of_slots(self, slots_of: list[Rows], at_ns: int, clock_ns: int | None) -> Features:
         floor_ns = self._floor_ns(clock_ns)
-        slots_of = self._all(lambda shard: shard.slots_retained(floor_ns))
         bounds = np.cumsum([0] + [len(slots) for slots in slots_of])
         features = Features.empty(int(bounds[-1]))
         work = [(np.arange(first, first + len(slots), dtype=np.int32), slots) for first, slots in zip(bounds[:-1], slots_of, strict=True)]
         self._each(work, lambda shard, mine: shard.features(mine[0], mine[1], at_ns, floor_ns, features), int(bounds[-1]))
-        ids = [ids_to_arrow(shard.ids_of(slots, kind)) for shard, slots in zip(self._shards, slots_of, strict=True)]
-        return pa.concat_arrays(_same_type(ids)), features
+        return features
+
+    def _ids_of_slots(self, slots_of: list[Rows], kind: str) -> Any:
+        return pa.concat_arrays(
+            _same_type([ids_to_arrow(shard.ids_of(slots, kind)) for shard, slots in zip(self._shards, slots_of, strict=True)])
+        )
 
     def entries(self, ids: Ids, unknown: NDArray[np.uint8], clock_ns: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Times and units of one user's retained transactions, oldest first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A fresh process that sees the checkout and nothing of this process's settings for Numba."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
     kept["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    command = [sys.executable, "-W", "always", "-c", program]
+    command = [sys.executable, "-P", "-W", "always", "-c", program]
     return subprocess.run(command, env=kept | environment, capture_output=True, text=True, check=False)
 
 
@@ -35,3 +36,14 @@ class TestCache:
         assert done.stdout == "12.5\n"
         assert done.stderr.count("no folder for compiled code is writable; set NUMBA_CACHE_DIR") == 1
         assert done.stderr.count("Warning") == 1
+
+    def test_a_change_of_any_kernel_file_compiles_anew(self, tmp_path: Path) -> None:
+        """Kernels inline each other's helpers, and Numba looks only at the file that a kernel is in."""
+        root = Path(__file__).parent.parent
+        shutil.copytree(root / "engine", tmp_path / "copy" / "engine", ignore=shutil.ignore_patterns("__pycache__"))
+        layout = tmp_path / "copy" / "engine" / "kernels" / "layout.py"
+        assert run(FIRST_SCORE, NUMBA_CACHE_DIR=str(tmp_path / "cache"), PYTHONPATH=str(tmp_path / "copy")).stdout == "12.5\n"
+        before = set((tmp_path / "cache").rglob("*.nbi"))
+        layout.write_text(layout.read_text().replace("AHEAD = 24", "AHEAD = 5"))
+        assert run(FIRST_SCORE, NUMBA_CACHE_DIR=str(tmp_path / "cache"), PYTHONPATH=str(tmp_path / "copy")).stdout == "12.5\n"
+        assert len(set((tmp_path / "cache").rglob("*.nbi")) - before) == len(before)

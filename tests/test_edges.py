@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from typing import Any
 
@@ -10,10 +11,11 @@ import pyarrow as pa
 import pytest
 
 from engine import CapacityError, RiskEngine
-from engine.columns import ids_of
-from engine.config import Config
+from engine.columns import Columns, Ids, ids_of
+from engine.config import TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.index import random_keys, split_rows
-from engine.reference import Reference
+from engine.kernels import KERNELS
+from engine.reference import Reference, plain_features
 from engine.shard import Shard
 from tests.strategies import instant, to_batch
 
@@ -75,6 +77,16 @@ class TestLargeSums:
         # One ns after the first 512 have left they no longer count, although they still lie in the ring.
         assert put(engine, (7, sign * MOST, 10), (7, sign * MOST, 11)) == ["sum_overflow", float(sign * MOST)]
 
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_the_limit_of_sums_one_row_at_a_time(self, sign: int) -> None:
+        engine = make(lateness="0ns")
+        for _ in range(512):
+            assert engine.add(7, sign * MOST, instant(0)) == sign * MOST
+        for units, taken in ((sign, False), (-sign, True), (sign, True), (sign, False)):
+            assert math.isnan(engine.add(7, units, instant(0))) == (not taken)
+            assert not math.isnan(engine.add(8, units, instant(0)))
+        assert engine.stats().rejected["sum_overflow"] == 2
+
     def test_ties_of_means_go_to_the_even(self) -> None:
         # (2**52 + 2**52 + 1) / 2 = 2**52 + 1/2 -> 2**52; (2**52 + 2**52 + 3) / 2 = 2**52 + 3/2 -> 2**52 + 2
         for more, wanted in ((1, 2.0**52), (3, 2.0**52 + 2)):
@@ -109,25 +121,48 @@ class TestOneHash:
 class TestFullLines:
     """Users beyond their home line in the index."""
 
-    @pytest.mark.parametrize("kind", ["int64", "string"])
-    @pytest.mark.parametrize("seed", range(6))
-    def test_removals_pull_displaced_users_back(self, kind: str, seed: int) -> None:
-        # 7 lines of 16; 40 users are at home in the last line, which wraps around, and 12 in the next, where those of the last are.
-        shard = Shard(Config.of(users=64, shards=1), 64, random_keys(5))
+    @staticmethod
+    def crowd(shard: Shard, kind: str, draw: np.random.Generator) -> tuple[Ids, Any, Any]:
+        """Ids, hashes and rows of 52 users in 7 lines of 16: 40 are at home in the last, which wraps around, 12 in the first."""
         lines = 7
         assert int(shard.index.table.size) == 16 * lines
         names = pa.array([f"user {number}" if kind == "string" else number for number in range(2_000)])  # type: ignore[misc]
         hashes, _ = split_rows(ids_of(names, "user_id"), np.zeros(2_000, np.uint8), shard.index.keys, 1)
         home = ((hashes >> np.uint64(32)).astype(np.int64) * lines) >> 32
-        draw = np.random.default_rng(seed)
         chosen = draw.permutation(np.concatenate([np.flatnonzero(home == lines - 1)[:40], np.flatnonzero(home == 0)[:12]]))
         ids = ids_of(names.take(pa.array(chosen)), "user_id")
         hashes, (rows,) = split_rows(ids, np.zeros(len(chosen), np.uint8), shard.index.keys, 1)
+        return ids, hashes, rows
+
+    @pytest.mark.parametrize("kind", ["int64", "string"])
+    def test_displaced_users_have_scores(self, kind: str) -> None:
+        shard = Shard(Config.of(users=64, shards=1, decimals=0), 64, random_keys(5))
+        ids, hashes, rows = self.crowd(shard, kind, np.random.default_rng(0))
+        count = len(ids)
+        for turn in (1, 3):
+            none, times = np.zeros(count, np.uint8), np.full(count, turn)
+            scores = np.zeros(count)
+            shard.take(Columns(None, ids, times, turn * np.arange(count), none, none.copy()), hashes, times, 3 * count, rows, None, scores)
+            assert scores.tolist() == [(turn + 1) / 2 * number for number in range(count)]
+            shard.check(kind)
+            found = np.full(count, np.nan)
+            shard.scores(ids, hashes, rows, turn, found)
+            assert found.tolist() == scores.tolist()
+            for row in range(count):
+                value = 0 if kind == "string" else int(ids.values[row])
+                data = ids.data[ids.offsets[row] : ids.offsets[row + 1]] if kind == "string" else ids.data
+                assert shard.score(value, data, kind, hashes[row], turn) == scores[row]
+
+    @pytest.mark.parametrize("kind", ["int64", "string"])
+    @pytest.mark.parametrize("seed", range(6))
+    def test_removals_pull_displaced_users_back(self, kind: str, seed: int) -> None:
+        shard, draw = Shard(Config.of(users=64, shards=1), 64, random_keys(5)), np.random.default_rng(seed)
+        ids, hashes, rows = self.crowd(shard, kind, draw)
         slots, done = shard.reserve(ids, hashes, rows)
-        assert done == len(chosen)
+        assert done == len(rows)
         shard.index.check(shard.memory, kind)
-        held = np.ones(len(chosen), np.bool_)
-        for row in draw.permutation(len(chosen)).tolist():
+        held = np.ones(len(rows), np.bool_)
+        for row in draw.permutation(len(rows)).tolist():
             shard.release(slots[row : row + 1], 1, kind)
             held[row] = False
             assert shard.find(ids, hashes, rows).tolist() == np.where(held, slots, -1).tolist()
@@ -189,7 +224,7 @@ class TestRings:
         # LEFT passes by 1, 2, 3 entries at a time; each time the first that stays is exactly 10 ns old.
         times = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 16, 17, 18, 19, 26, 27, 28, 29, 36, 37, 47]
         rows = [(1, 2**number, time) for number, time in enumerate(times)]
-        rows += [(2, 1, 0), (2, 3, 10), (2, 5, 20), (2, 7, 31)]  # never more than two: the ring in the slot line
+        rows += [(2, 1, 0), (2, 3, 10), (2, 5, 20), (2, 7, 31)]  # never more than two: they stay in the slot line
         same_as_reference(rows, lateness="100ns")
         same_as_reference(rows[-4:], lateness="0ns")
 
@@ -204,7 +239,7 @@ class TestRings:
         ]
 
     def test_a_ring_that_was_emptied_begins_anew(self) -> None:
-        # The fifth row finds all four entries expired: the ring of four is filled again from where it stands. So does the last.
+        # The fifth row finds all four entries of a full ring expired: it goes back into the line alone. So does the last of two.
         rows = [(1, 1 << number, time) for number, time in enumerate([0, 1, 2, 3, 100, 101, 102, 111, 112, 200, 205, 211, 222])]
         same_as_reference(rows, lateness="0ns")
 
@@ -235,6 +270,80 @@ class TestRings:
         assert engine.digest() == judge.digest()
 
 
+class TestEveryOrder:
+    """Every way in which a user's rows can come in order, late, or at the same time, in the slot line and in rings."""
+
+    @pytest.mark.parametrize(("step", "delays"), [(0, (0, 1, 2)), (4, (0, 4, 11, 15)), (7, (0, 7, 10, 15)), (13, (0, 13, 14, 15))])
+    def test_rows_in_any_order(self, step: int, delays: tuple[int, ...]) -> None:
+        # The window is 10 ns, the lateness 15 ns. Each user's n-th row has one of these delays behind the clock, which goes on by `step`.
+        # Amounts are powers of two, so that a sum says which rows are in it.
+        engine, judge = make(lateness="15ns", users=5_000, time_unit="ns"), Reference(make(lateness="15ns", users=5_000).config)
+        users = np.arange(len(delays) ** (6 if KERNELS else 4))
+        for number in range(7 if KERNELS else 5):
+            clock = 100 + number * step
+            times = clock - np.array(delays)[users // len(delays) ** number % len(delays)]
+            times[-1] = clock  # so that the clock is there from the first row on
+            order = np.concatenate([users[-1:], users[:-1]])
+            columns = {"user_id": order, "amount": np.full(len(users), 1 << number), "timestamp": times[order]}
+            found = engine.ingest(columns, scores=True).scores.to_pylist()
+            assert found == [row.score for row in judge.ingest(list(zip(*(column.tolist() for column in columns.values()), strict=True)))]
+            assert engine.digest() == judge.digest()
+            for at_ns in (clock - 15, clock - 8, clock - 1, clock, clock + 2, clock + 10):
+                wanted = [judge.score(user, at_ns) for user in users.tolist()]
+                assert engine.scores(users, at=instant(at_ns)).tolist() == wanted
+            if number % 2:
+                engine.expire()
+            for shard in engine._shards:
+                shard.check("int64")
+        assert plain_features(engine.features(), 0) == [(user, judge.features(user)) for user in judge.users()]
+
+    @pytest.mark.parametrize("end", [TIME_NS_MIN, TIME_NS_MAX])
+    @pytest.mark.parametrize("closed", ["both", "right"])
+    @pytest.mark.parametrize("seed", range(6))
+    def test_at_both_ends_of_time(self, end: int, closed: str, seed: int) -> None:
+        # Where the window, the lateness or the next instant would lie beyond what 64 bits can say.
+        draw = np.random.default_rng(seed)
+        away = np.sort(draw.integers(0, 30, 40))
+        times = [TIME_NS_MIN + int(step) for step in away] if end == TIME_NS_MIN else [TIME_NS_MAX - int(step) for step in away[::-1]]
+        late = draw.integers(0, 4, 40).tolist()
+        rows = [
+            (int(draw.integers(0, 3)), 1 << number, max(time - back, TIME_NS_MIN))
+            for number, (time, back) in enumerate(zip(times, late, strict=True))
+        ]
+        engine = same_as_reference(rows, lateness="5ns", closed=closed)
+        judge = Reference(engine.config)
+        judge.ingest(rows)
+        for shift in range(-5, 40):
+            at_ns = min(max(judge.clock_ns + shift, TIME_NS_MIN), TIME_NS_MAX)
+            found = plain_features(engine.features([0, 1, 2], at=instant(at_ns)), 0)
+            assert found == [(user, judge.features(user, at_ns)) for user in range(3)]
+            assert engine.scores([0, 1, 2], at=instant(at_ns)).tolist() == [judge.score(user, at_ns) for user in range(3)]
+
+    @pytest.mark.parametrize("lateness", ["0ns", "7ns", "100ns"])
+    @pytest.mark.parametrize("length", [3, 4, 5, 8, 9, 41, 64, 65, 256, 257])
+    def test_a_full_ring_makes_room(self, length: int, lateness: str) -> None:
+        # A ring is full at 4, 8, 12, ... entries. All of it, all but one, two, three, or none has expired when the next row comes,
+        # which is in order, or late: behind the newest, in front of all, or between them.
+        engine = make(lateness=lateness, users=1_000, time_unit="ns")
+        judge = Reference(engine.config)
+        retention = engine.config.retention_ns
+        user = 0
+        rows: list[list[tuple[int, int, int]]] = [[], [], []]
+        for staying in sorted({0, 1, 2, 3, length // 2, length}):
+            for late in (0, 1, min(engine.config.lateness_ns, 6), engine.config.lateness_ns):
+                user += 1
+                clock = 1_000 + retention
+                rows[0] += [(user, 1 + number, 999) for number in range(length - staying)]
+                rows[1] += [(user, 5 + number, 1_000 + number % 3) for number in range(staying)]
+                rows[2] += [(user, 1_000, clock - late), (user, 2_000, clock), (user, 3_000, clock - late)]
+        rows[1].sort(key=lambda row: row[2])
+        rows[2].insert(0, (0, 1, 1_000 + retention))
+        for batch in rows:
+            assert put(engine, *batch) == [row.score if row.reason is None else row.reason for row in judge.ingest(batch)]
+            assert engine.digest() == judge.digest()
+        assert plain_features(engine.features(), 0) == [(user, judge.features(user)) for user in judge.users()]
+
+
 class TestIds:
     """The bytes of ids: freed, used again, compacted."""
 
@@ -263,14 +372,18 @@ class TestIds:
         assert put(engine, ("new", 5, 700), ("newer", 7, 701)) == [5.0, 7.0]
         assert engine.features()["user_id"].to_pylist() == ["new", "newer"]
 
-    def test_long_lookups_come_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("engine.shards._LOOKUP_ROWS", 3)
+    def test_lookups_longer_than_their_stages_reach(self) -> None:
+        # Rows are asked for 24, 48 and 72 rows ahead of their answer; known users, unknown ones and nulls take turns.
         for users in ([1, 2, None, 3, None, 1, 2], ["a", "bb", None, "", None, "a", "bb"]):
             known = [user for user in users[:4] if user is not None]
+            asked = (users + ([4, -5] if isinstance(users[0], int) else ["c", "b" * 20])) * 20
+            scores = {**{user: 10.0 + number for number, user in enumerate(known)}, None: None}
             for shards in (1, 2):
                 engine = make(shards=shards)
                 put(engine, *[(user, 10 + number, 0) for number, user in enumerate(known)])
-                assert engine.scores(pa.array(users)).to_pylist() == [10.0, 11.0, None, 12.0, None, 10.0, 11.0]
+                for count in (0, 1, 23, 24, 25, 71, 72, 73, len(asked)):
+                    wanted = [scores.get(user, 0.0) for user in asked[:count]]
+                    assert engine.scores(pa.array(asked[:count], pa.array(users).type)).to_pylist() == wanted
 
 
 class TestSeats:

@@ -17,7 +17,8 @@ import pyarrow.parquet
 import pytest
 
 from engine.errors import ConfigError, SchemaError
-from engine.generate import BAD_KINDS, BLOCK_ROWS, FUTURE_US, NEVER_US, FileWriter, file_format, mix, schema, transactions, write, zipf
+from engine.generate import BAD_KINDS, BLOCK_ROWS, FUTURE_US, NEVER_US, mix, schema, transactions, write, zipf
+from engine.outputs import FileWriter, file_format
 
 EVERYTHING = {"users": 500, "rate": 5000, "skew": 1.1, "bursts": 0.1, "disorder": "2s", "ties": 0.05, "bad": 0.05, "seed": 7}
 START_US = 1_735_689_600_000_000  # 2025-01-01

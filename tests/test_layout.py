@@ -21,13 +21,20 @@ from engine.kernels import KERNELS
 ROOT = Path(__file__).parent.parent
 LINES_MAX = 700
 
+ADAPTERS_ORDER = ["__init__", "peers"]
+#: The client libraries that adapters may import.
+CLIENTS = {"chdb", "datafusion", "duckdb", "polars", "river"}
+
 #: A file imports only from files to its left. `__init__` hands out names of `engine` and `results` when they are first asked for.
 ORDER = [
-    *["errors", "config", "memory", "arrays", "rounding", "texts", "instants", "capacity", "results", "columns", "userids", "sources"],
-    *["kernels", "index", "shard", "shards", "engine"],
-    *["reference", "generate", "flags", "terminal", "forecast", "doctor", "__init__", "cli"],
+    *["errors", "config", "memory", "arrays", "kernels"],
+    *["rounding", "texts", "instants", "capacity", "results", "columns", "userids", "sources", "outputs"],
+    *["index", "shard", "shards", "engine"],
+    *["reference", "generate", "flags", "terminal", "forecast", "doctor", "adapters", "measurements", "benchmark", "__init__", "cli"],
 ]
-KERNELS_ORDER = ["compile", "layout", "exact", "hashing", "probing", "rows", "upkeep", "windows", "__init__"]
+KERNELS_ORDER = [
+    *["compile", "convert", "layout", "exact", "hashing", "probing", "blocks", "rows", "upkeep", "windows", "roofline", "__init__"],
+]
 
 SOURCE_FILES = sorted((ROOT / "engine").rglob("*.py"))
 PROJECT_FILES = sorted(
@@ -73,20 +80,23 @@ def test_a_file_imports_only_from_files_to_its_left(path: Path) -> None:
     *_, folder, _ = path.parts
     if folder == "kernels":
         order, prefix = KERNELS_ORDER, "engine.kernels."
-        allowed = {prefix + name for name in order[: order.index(path.stem)]}
+        allowed = {prefix + name for name in order[: order.index(path.stem)]} | {"engine.config"}
     else:
-        left = ORDER[: ORDER.index(path.stem)]
+        left = ORDER[: ORDER.index(folder if folder == "adapters" else path.stem)]
         allowed = {f"engine.{name}" for name in left if name != "__init__"}
         if path.stem != "__init__":
             allowed.add("engine")  # the version, and public names that come lazily
         if "kernels" in left:
             allowed |= {"engine.kernels.layout"}
+        if "adapters" in left:
+            allowed |= {f"engine.adapters.{name}" for name in ADAPTERS_ORDER} | {"engine.kernels.roofline"}
     assert own_imports(path) <= allowed
 
 
 def test_order_names_each_file_once() -> None:
-    names = [path.stem for path in SOURCE_FILES if path.parent.name == "engine"] + ["kernels"]
+    names = [path.stem for path in SOURCE_FILES if path.parent.name == "engine"] + ["kernels", "adapters"]
     assert sorted(ORDER) == sorted(names)
+    assert sorted(ADAPTERS_ORDER) == sorted(path.stem for path in SOURCE_FILES if path.parent.name == "adapters")
     assert sorted(KERNELS_ORDER) == sorted(path.stem for path in SOURCE_FILES if path.parent.name == "kernels")
 
 
@@ -94,10 +104,11 @@ def test_order_names_each_file_once() -> None:
 def test_only_kernels_import_numba_and_kernels_import_little_else(path: Path) -> None:
     outside = {name.split(".")[0] for name in imported(path)} - {"engine"}
     if path.parent.name == "kernels":
-        assert outside <= {"__future__", "collections", "typing", "warnings", "numba", "numpy"}
+        assert outside <= {"__future__", "collections", "hashlib", "pathlib", "typing", "warnings", "numba", "numpy"}
     else:
         assert not outside & {"numba", "llvmlite"}
-    assert outside <= {*sys.stdlib_module_names, "numba", "numpy", "pyarrow", "rich"}, "core dependencies are few"
+    clients = CLIENTS if path.parent.name == "adapters" else set()
+    assert outside <= {*sys.stdlib_module_names, "numba", "numpy", "pyarrow", "rich", *clients}, "core dependencies are few"
 
 
 @pytest.mark.parametrize("path", SOURCE_FILES, ids=label)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from engine.kernels import NOT_FINITE, OUT_OF_RANGE, round_amounts
 from tests.rows import (
     INTEGERS,
     amounts_of,
@@ -124,6 +125,33 @@ def test_float32_next_to_half_way_points(decimals):
     near = (units[np.abs(units) <= 2.0**53] / 10**decimals).astype(np.float32)
     values = np.concatenate([near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, np.float32(-np.inf))])
     assert amounts_of(pa.array(values), decimals) == [expected_float(value, decimals, np.float32) for value in values]
+
+
+@pytest.mark.parametrize("decimals", range(9))
+def test_float64_where_spacing_and_sureness_change(decimals):
+    """Around 2**51 units, where the quick test ends, up to 2**53, where floats are whole units; the smallest floats; both zeros."""
+    edges = [(power + step / 8) / 10**decimals for power in (2.0**50, 2.0**51, 2.0**52, 2.0**53) for step in range(-12, 13)]
+    tiny = [count * 5e-324 for count in (1, 2, 3, 2**52 - 1, 2**52, 2**52 + 1)]
+    halves = [(units + 0.5) / 10**decimals for units in (0, 1, 2, 3, 2**20, 2**20 + 1)]
+    values = with_neighbours([*edges, *tiny, *halves, 0.0])
+    values += [-value for value in values]
+    assert amounts_of(pa.array(values, pa.float64()), decimals) == [expected_float(value, decimals) for value in values]
+
+
+def test_float64_kernel_says_how_many_faults():
+    values = np.array([1.0, math.nan, 0.12345, math.inf, 1e300, -math.inf, -2.5, -0.0])
+    values.flags.writeable = False
+    units, rounded, faults = np.full(8, 7), np.zeros(8, np.uint8), np.full(8, 9, np.uint8)
+    with np.errstate(all="ignore"):
+        assert round_amounts(values, 10.0**4, 2**53, units, rounded, faults) == 4
+    assert units.tolist() == [10000, 0, 1235, 0, 0, 0, -25000, 0]
+    assert rounded.tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert faults.tolist() == [0, NOT_FINITE, 0, NOT_FINITE, OUT_OF_RANGE, NOT_FINITE, 0, 0]
+    assert round_amounts(values[:0], 10.0**4, 2**53, units, rounded, faults) == 0
+    limits = np.array([2.0**52, 2.0**52 + 1, -(2.0**52), -(2.0**52) - 1])
+    assert round_amounts(limits, 1.0, 2**52, units, rounded, faults) == 2
+    assert units.tolist()[:4] == [2**52, 0, -(2**52), 0]
+    assert faults.tolist()[:4] == [0, OUT_OF_RANGE, 0, OUT_OF_RANGE]
 
 
 def test_rows_on_the_grid_and_off_it_do_not_influence_each_other():

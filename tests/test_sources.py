@@ -306,6 +306,53 @@ def test_reading_is_lazy(tmp_path):
     assert len(pulled) == 1
 
 
+def reading_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("riskring-read")]
+
+
+def test_a_thread_fetches_the_next_few_batches_and_ends():
+    fetched = []
+
+    def batches():
+        for number in range(20):
+            fetched.append((number, threading.current_thread().name))
+            yield number
+        fetched.append("end")
+
+    found = sources._ahead(batches())
+    assert [next(found), next(found)] == [0, 1]
+    assert len(fetched) <= 2 + sources._AHEAD_PIECES
+    assert list(found) == list(range(2, 20))
+    assert fetched[-1] == "end"
+    assert {name for _, name in fetched[:-1]} == {"riskring-read_0"}
+    assert not reading_threads()
+
+
+def test_what_fails_ahead_is_raised_in_its_turn():
+    def batches():
+        yield 1
+        yield 2
+        raise OSError("no more")
+
+    found = sources._ahead(batches())
+    assert [next(found), next(found)] == [1, 2]
+    with pytest.raises(OSError, match="no more"):
+        next(found)
+    assert not reading_threads()
+
+
+def test_a_file_that_is_not_read_to_its_end_leaves_no_thread(tmp_path):
+    n = 10 * PIECE_ROWS
+    pq.write_table(
+        pa.table({"user_id": np.arange(n), "amount": np.ones(n), "timestamp": np.arange(n).astype("M8[ms]")}), tmp_path / "a.parquet"
+    )
+    units = read(tmp_path / "a.parquet", CONFIG)
+    assert next(units)[0].num_rows == PIECE_ROWS
+    assert reading_threads()
+    units.close()
+    assert not reading_threads()
+
+
 @pytest.mark.parametrize("empty", [SOURCE[:0], SOURCE.to_batches()[0][:0]], ids=["table", "batch"])
 def test_no_rows(empty):
     ((batch,),) = read(empty, CONFIG)

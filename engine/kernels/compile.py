@@ -9,8 +9,10 @@ writable array may be passed where a read-only one is expected, not the other wa
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -45,6 +47,9 @@ _FLAGS: Any = {"nogil": True, "error_model": "numpy", "_nrt": False}
 #: Whether machine code is kept on disk: until a folder for it was looked for in vain.
 _cached = [True]
 
+#: Stands for the source of all kernels. Numba compiles anew when the file of a kernel changes, but not for the files of what it inlines.
+_SOURCE = hashlib.blake2b(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))), digest_size=8).hexdigest()
+
 #: Every compiled kernel, by name: a test asserts that each has one signature.
 KERNELS: dict[str, Any] = {}
 
@@ -56,11 +61,10 @@ def kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:
         signature = Signature(result, arguments, None)
         if numba.config.DISABLE_JIT:
             return function
+        function.__qualname__ += f"_{_SOURCE}"  # names the file of its machine code
         try:
             dispatcher = numba.njit(signature, cache=_cached[0], **_FLAGS)(function)
-        except (
-            RuntimeError
-        ) as error:  # Numba found no writable folder for its cache: next to the package, in the user's folder, or where told
+        except RuntimeError as error:  # no folder is writable: where told, beside the package, or the user's
             if "cannot cache function" not in str(error):
                 raise
             warnings.warn(

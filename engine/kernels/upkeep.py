@@ -61,13 +61,13 @@ def expired(memory, base, floor_ns):
 
 @inline
 def worth_shortening(memory, base, thorough):
-    """Whether a ring is to be looked into: always, or when it has several lines and at least a quarter of it is older than its newest window.
+    """Whether a ring is to be looked into: always, or when it has several lines and a quarter of it is older than its newest window.
 
     (A ring of one line goes back into the slot line by itself, when it is full.)
     """
     meta = memory[base + META]
     capacity = meta >> PLACE_BITS
-    return thorough & (meta >= RING_FROM) | (capacity > BLOCK_ENTRIES) & (4 * memory[base + LEFT] >= capacity)
+    return thorough & (meta >= RING_FROM) | (capacity > BLOCK_ENTRIES) & (memory[base + LEFT] >= capacity >> 2)
 
 
 @inline
