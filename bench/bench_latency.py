@@ -115,11 +115,13 @@ def pauses(taken: np.ndarray) -> dict[str, float]:
     }
 
 
-def as_busy(rows: int, call_ns: float) -> Callable[[Any], object]:
-    """Random lines, so many that they take about as long as the engine's call."""
+def as_busy(rows: int, call_ns: float, calls: int) -> np.ndarray:
+    """Nanoseconds of calls that touch random lines, so many that each takes about as long as the engine's."""
     few = lines(USERS, 1, rows)
-    taken = paced(few.run, [None] * 20, rows)
-    return lines(USERS, max(1, round(call_ns / float(np.median(taken)))), rows).run
+    taken = paced(few.run, [few.prepare() for _ in range(20)], rows)
+    work = lines(USERS, max(1, round(call_ns / float(np.median(taken)))), rows)
+    drawn = [work.prepare() for _ in range(min(calls, 256))]  # more lines than a cache holds
+    return paced(work.run, [drawn[number % len(drawn)] for number in range(calls)], rows)
 
 
 @pytest.mark.benchmark(group="pauses")
@@ -132,7 +134,7 @@ def test_pauses(benchmark: Any, rows_a_batch: int) -> None:
     half = len(batches) // 2
     with RiskEngine(users=2 * USERS, max_ahead=None) as engine:
         taken = benchmark.pedantic(paced, (lambda batch: engine.ingest(batch, scores=True), batches, rows_a_batch), rounds=1)
-    machine = paced(as_busy(rows_a_batch, float(np.median(taken))), [None] * (half // 2), rows_a_batch)
+    machine = as_busy(rows_a_batch, float(np.median(taken)), half // 2)
     parts = {"growth": taken[:half], "steady": taken[half:], "machine alone": machine}
     benchmark.extra_info |= {
         "rows": rows,

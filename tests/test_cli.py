@@ -622,7 +622,7 @@ def test_doctor_reports_a_broken_engine(riskring, monkeypatch: pytest.MonkeyPatc
 
 
 def test_doctor_gives_the_fix(riskring, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(doctor, "version_of", lambda name: None)
     monkeypatch.setattr(doctor, "memory_available", lambda: 10**8)
     monkeypatch.setattr(os, "access", lambda *_: False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)

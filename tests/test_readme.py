@@ -17,7 +17,7 @@ from engine import cli
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 #: What differs from run to run.
-TIMES = re.compile(r"[\d,]+ rows/s|in \d+\.\d s")
+TIMES = re.compile(r"[\d,]+ rows/s|in \d+\.\d s|memory +[0-9.]+ GB  of this machine: .*")
 
 
 def blocks(language: str) -> list[str]:
