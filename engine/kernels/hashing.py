@@ -154,4 +154,4 @@ def hash_one(
     """Hash of one id, as `partition` gives it."""
     if is_bytes:
         return hash_bytes(data, np.int64(0), np.int64(len(data)), keys[0], keys[1])
-    return hash_integer(value, keys)
+    return hash_integer(np.int64(value), keys)
