@@ -67,6 +67,8 @@ def run(name: str, path: Path, folder: Path, smoke: bool) -> dict[str, Any]:
     result.unlink(missing_ok=True)
     # Wide lines, so that pytest does not cut off why something failed.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), "COLUMNS": "240"}
+    for inherited in [variable for variable in environment if variable.startswith("PYTEST_")]:
+        del environment[inherited]  # under a worker of pytest-xdist nothing would be timed
     if smoke:
         environment["RISKRING_BENCH_SMOKE"] = "1"
     options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-rsfE", "--tb=short", f"--benchmark-json={result}"]
