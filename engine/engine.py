@@ -227,10 +227,13 @@ class RiskEngine:
         scores, rejects = [], []
         for piece in pieces:
             columns = piece.columns
-            here = np.bincount(columns.reasons, minlength=len(REASONS) + 1)
-            counts += here
-            refused = columns.reasons != 0 if here[0] < len(columns) else None
-            rounded += int(columns.rounded.sum() if refused is None else columns.rounded[~refused].sum())
+            refused = columns.reasons != 0 if columns.reasons.any() else None
+            if refused is None:
+                counts[0] += len(columns)
+                rounded += np.count_nonzero(columns.rounded)
+            else:
+                counts += np.bincount(columns.reasons, minlength=len(REASONS) + 1)
+                rounded += np.count_nonzero(columns.rounded[~refused])
             if piece.scores is not None:
                 scores.append(array_of(piece.scores, pa.float64(), refused))
             if refused is not None:

@@ -31,8 +31,14 @@ NO_TIME: Final = -(2**63)
 
 _SPARE_BYTES: Final = 8 << 30
 
-#: Slot lines that expiry looks through before it frees what it found: they are still cached then.
+#: Slots that expiry lists before it looks into them.
 _SWEPT_AT_ONCE: Final = 1 << 10
+
+#: When so many epochs have passed since the earliest mark, marks may soon mean another time.
+_EPOCHS_MAX: Final = at.MARK_EPOCHS - 4
+
+#: What it costs to read a slot line, in marks: when expiry goes by lines it looks at so many fewer slots.
+_LINE_IN_MARKS: Final = 16
 
 SUM_OVERFLOW: Final = REASONS.index("sum_overflow") + 1
 
@@ -118,6 +124,7 @@ class Shard:
     I5-I7  see `Index`.
     I8  Slots in use and free ones are all slots below SLOTS_USED; rings in use and free lines cover the ring area up to RING_NEXT
         without overlap; USERS, ENTRIES, RING_FREE count them; no entry's |units| is above UNITS_MAX.
+    I9  The mark of a slot in use is MARKED and an epoch that is not after that of its newest entry; that of a free one is 0.
     """
 
     def __init__(self, config: Config, slots_max: int, keys: NDArray[np.uint64]) -> None:
@@ -137,7 +144,11 @@ class Shard:
         self.control[at.RING_LIMIT] = min(len(self.memory) // 2, at.PLACE_MASK)
         ring_slabs = (len(self.memory) // 2 - ring_base) // (at.BLOCK_ENTRIES * at.SLAB_LINES) + 1
         self.slabs: NDArray[np.int64] = reserved(ring_slabs * at.SLAB_WORDS, np.int64)
-        self._sweep_from = 0
+        self.marks: NDArray[np.uint8] = reserved(-(-slots_max // at.MARK_LANES) * at.MARK_LANES, np.uint8)
+        self.control[at.EPOCH_BITS] = max(config.retention_ns.bit_length() - at.MARK_EPOCHS.bit_length() + 1, 0)
+        # Rounds of expiry: no mark is before the first; where the floor was when the round began; whether it reads lines, not marks.
+        self._marks_from_ns = self._round_from_ns = 0
+        self._by_lines = True
         # What `add` passes to `take`, made once: arrays cost more than the row.
         ids = Ids("int64", np.zeros(1, np.int64), np.zeros(1, np.int64), np.empty(0, np.uint8), None)
         self._row_of_one = Columns(None, ids, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.uint8), np.zeros(1, np.uint8))
@@ -159,7 +170,7 @@ class Shard:
     def bytes_used(self) -> int:
         """Memory that has been touched: slot lines, rings, index, arena."""
         rings = int(self.control[at.RING_NEXT]) - int(self.control[at.RING_BASE])
-        return 64 * self.slots_used + 16 * rings + self.index.bytes_used
+        return 65 * self.slots_used + 16 * rings + self.index.bytes_used
 
     def room_for(self, rows: int, of_one: int) -> bool:
         """Whether ring memory certainly takes so many rows more, at most `of_one` of one user, and no ring passes its greatest capacity."""
@@ -223,6 +234,7 @@ class Shard:
             self.control,
             self.index.arena,
             self.slabs,
+            self.marks,
             np.empty(len(rows), np.int32) if slots is None else slots,
             _NO_SCORES if scores is None else scores,
             columns.reasons,
@@ -312,36 +324,52 @@ class Shard:
             out.zero_at,
         )
 
-    def expire(self, floor_ns: int, kind: str | None, slots: int | None = None) -> int:
-        """Free entries before `floor_ns`: of all users, or of the next `slots` slots of a round over all.
+    def expire(self, floor_ns: int, kind: str | None) -> int:
+        """Free all entries before `floor_ns`. Cost: a pass over all slots.
 
         Returns:
             Entries freed.
         """
-        if slots is None:
-            freed = self._expire(0, self.slots_used, floor_ns, True, kind)
-            self.index.compact(self.memory)
-            return freed
-        freed = 0
-        slots = min(slots, self.slots_used)
-        while slots > 0:
-            first = self._sweep_from if self._sweep_from < self.slots_used else 0
-            last = min(first + slots, self.slots_used)
-            freed += self._expire(first, last, floor_ns, False, kind)
-            slots -= last - first
-            self._sweep_from = last
-            if last == self.slots_used:
-                self.index.compact(self.memory)
+        self._round_begins(floor_ns, by_lines=True)
+        freed = self._expire(self.slots_used, at.INT64_MAX, floor_ns, True, kind)
+        self._round_ends(floor_ns)
         return freed
 
-    def _expire(self, first: int, last: int, floor_ns: int, thorough: bool, kind: str | None) -> int:
+    def sweep(self, floor_ns: int, kind: str | None, slots: int, most: int) -> None:
+        """Free users whose entries are all before `floor_ns`, and shorten rings: look at the next `slots` slots of a round over all.
+
+        It ends earlier when it had to look into `most` of them. Cost: a byte per slot, and few random lines per slot looked into.
+        """
+        if not self._by_lines and self._epochs(floor_ns) - self._epochs(self._marks_from_ns) >= _EPOCHS_MAX:
+            self._round_begins(floor_ns, by_lines=True)
+        slots = max(slots // (_LINE_IN_MARKS if self._by_lines else 1), 1)
+        last = min(int(self.control[at.SWEPT]) - slots // -at.MARK_LANES * at.MARK_LANES, self.slots_used)
+        self._expire(last, most, floor_ns, False, kind)
+        if self.control[at.SWEPT] >= self.slots_used:
+            self._round_ends(floor_ns)
+
+    def _epochs(self, time_ns: int) -> int:
+        return time_ns >> int(self.control[at.EPOCH_BITS])
+
+    def _round_begins(self, floor_ns: int, by_lines: bool) -> None:
+        self.control[at.SWEPT] = 0
+        self._round_from_ns = floor_ns
+        self._by_lines = by_lines
+
+    def _round_ends(self, floor_ns: int) -> None:
+        self.index.compact(self.memory)
+        self._marks_from_ns = self._round_from_ns
+        self._round_begins(floor_ns, by_lines=bool(self.control[at.SCATTERED]))
+
+    def _expire(self, last: int, most: int, floor_ns: int, thorough: bool, kind: str | None) -> int:
         index = self.index
         return int(
             expire_slots(
-                first,
                 last,
+                most,
                 floor_ns,
                 self.config.reach_ns,
+                not self._by_lines,
                 thorough,
                 is_bytes(kind),
                 index.keys,
@@ -350,6 +378,7 @@ class Shard:
                 self.control,
                 index.arena,
                 self.slabs,
+                self.marks,
                 np.empty(_SWEPT_AT_ONCE, np.int32),
             )
         )
@@ -397,13 +426,15 @@ class Shard:
         return self.memory[: self.slots_used * at.LINE_WORDS].reshape(-1, at.LINE_WORDS)
 
     def check(self, kind: str | None) -> None:
-        """Assert I1-I8. Slow: for tests."""
+        """Assert I1-I9. Slow: for tests."""
         users = entries = 0
         blocks: list[tuple[int, int]] = []
         for slot, line in enumerate(self._lines().tolist()):
             if line[at.META] == 0:
+                assert self.marks[slot] == 0, f"I9: slot {slot}"
                 continue
             users += 1
+            assert self.marks[slot] >= at.MARKED, f"I9: slot {slot}"
             times, units = self.entries(slot)
             assert (times[1:] >= times[:-1]).all(), f"I2: slot {slot}"
             assert abs(units).max() <= self.control[at.UNITS_MAX], f"I3, I8: slot {slot}"

@@ -29,11 +29,14 @@ _RANKED_SLOTS: Final = 1 << 14
 #: Fewer rows than this are not worth waking another thread for.
 _THREADED_ROWS: Final = 4096
 
-#: Slot lines looked at for expiry after a batch: twice round all users while the clock moves by one retention, so that a user's memory
-#: is back at most half a retention late; at least so many at a time, and at most so many after a batch, which takes well below 10 ms.
-_SWEEP_ROUNDS: Final = 2
-_SWEEP_SLOTS_MIN: Final = 1 << 10
-_SWEEP_SLOTS_MAX: Final = 1 << 18
+#: Slots whose marks expiry looks at after a batch: so often round all users while the clock moves by one retention, so that a user's
+#: memory is back a thirtieth of it late; at least so many at a time, and at most so many after a batch, which takes a millisecond.
+_SWEEP_ROUNDS: Final = 32
+_SWEEP_SLOTS_MIN: Final = 1 << 12
+_SWEEP_SLOTS_MAX: Final = 1 << 22
+
+#: Slots that expiry looks into after a batch, at most: so many, and two for each row. So it keeps pace, and takes no longer than rows do.
+_SWEEP_LOOKED: Final = 256
 
 Answer = TypeVar("Answer")
 Rows = NDArray[np.int32]
@@ -117,7 +120,7 @@ class Shards:
             return None
         after_ns = max(clock_ns, when_ns)
         score = shard.add(value, data, kind, found, units, when_ns, after_ns)
-        self._sweep(after_ns, after_ns - clock_ns, kind)
+        self._sweep(after_ns, after_ns - clock_ns, kind, 1)
         return score
 
     def _apply_one(self, piece: Piece, kind: str, clock_ns: int | None) -> None:
@@ -323,11 +326,11 @@ class Shards:
         if piece.admitted == 0:
             return clock_ns
         after_ns = int(piece.clock_ns[-1])
-        self._sweep(after_ns, after_ns - (after_ns if clock_ns is None else clock_ns), kind)
+        self._sweep(after_ns, after_ns - (after_ns if clock_ns is None else clock_ns), kind, piece.admitted)
         return after_ns
 
-    def _sweep(self, clock_ns: int, moved_ns: int, kind: str) -> None:
-        """Expire some slots, in keeping with how far the clock has moved."""
+    def _sweep(self, clock_ns: int, moved_ns: int, kind: str, rows: int) -> None:
+        """Expire some slots, in keeping with how far the clock has moved, and with the rows that came."""
         if moved_ns == 0 and self._sweep_debt == 0:
             return
         debt = self._sweep_debt + _SWEEP_ROUNDS * moved_ns / max(self.config.retention_ns, 1)
@@ -338,8 +341,9 @@ class Shards:
             return  # not worth the call yet
         self._sweep_debt -= slots / used
         floor_ns = self._floor_ns(clock_ns)
+        most = _SWEEP_LOOKED + 2 * rows // len(self._shards)
         shares = [1 + slots * shard.slots_used // used for shard in self._shards]
-        self._each(shares, lambda shard, share: shard.expire(floor_ns, kind, share), slots)
+        self._each(shares, lambda shard, share: shard.sweep(floor_ns, kind, share, most), rows)
 
     def retained(self, clock_ns: int | None) -> tuple[int, int]:
         """Users with a retained transaction, and retained transactions."""

@@ -319,7 +319,11 @@ class Rows:
 
     def expire(self, kind: str = "int64", slots: int | None = None) -> None:
         assert self.clock_ns is not None
-        self.shard.expire(self.clock_ns - self.shard.config.retention_ns, kind, slots)
+        floor_ns = self.clock_ns - self.shard.config.retention_ns
+        if slots is None:
+            self.shard.expire(floor_ns, kind)
+        else:
+            self.shard.sweep(floor_ns, kind, slots, most=1 << 30)
 
 
 def workload(seed: int, kind: str) -> list[tuple[list[Any], list[int], list[int]]]:
@@ -518,7 +522,7 @@ class TestMemory:
             rows.take(users, np.full(len(users), 1_000 * turn))
             rows.shard.check("int64")
             rows.take([-1], [1_000 * turn + 500])
-            rows.expire(slots=None if turn % 2 else 10_000)
+            rows.expire(slots=None if turn % 2 else 1_000_000)
             rows.shard.check("int64")
             assert rows.shard.users == 1
             assert rows.shard.control[at.ENTRIES] == 0
@@ -544,7 +548,7 @@ class TestMemory:
         digest = shard.digest(260 - 150, "int64").tolist()
         places = shard.memory[at.META : at.LINE_WORDS * 6_000 : at.LINE_WORDS].copy()
         for _ in range(40):
-            rows.expire(slots=997)
+            rows.expire(slots=16 * 997)
             shard.check("int64")
             assert shard.digest(260 - 150, "int64").tolist() == digest
         now = shard.memory[at.META : at.LINE_WORDS * 6_000 : at.LINE_WORDS]
@@ -580,3 +584,57 @@ class TestMemory:
             assert shard.control[at.RING_NEXT] <= low
             shard.control[at.RING_LIMIT] = plenty
             shard.check("int64")
+
+
+class TestRounds:
+    """Expiry by marks: users go when they are due, whatever the clock does."""
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_a_round_frees_whom_it_must(self, seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        config = Config.of("3us", lateness=("0s", "2us")[seed % 2], users=5_000, shards=1, decimals=0)
+        rows = Rows(Shard(config, 5_000, random_keys(1)))
+        shard, clock = rows.shard, int(draw.integers(-(10**9), 10**9))
+        newest: dict[int, int] = {}
+        for _ in range(60):
+            # Now and then the clock leaps so far that marks mean another time.
+            clock += int(draw.choice([3, 40, 90, 700, 9_000, 400_000], p=[0.3, 0.3, 0.15, 0.1, 0.1, 0.05]))
+            users = draw.integers(0, 600, int(draw.integers(1, 120)))
+            times = clock - draw.integers(0, config.lateness_ns // 2 + 1, len(users))
+            times[0] = clock
+            rows.take(users, times)
+            for user, time in zip(users.tolist(), times.tolist(), strict=True):
+                newest[user] = max(newest.get(user, time), time)
+            while True:  # the rest of a round, then a whole one
+                begun = shard.control[at.SWEPT] > 0
+                rows.expire(slots=int(draw.integers(1, 400)) if begun else 1_000_000)
+                shard.check("int64")
+                if not begun:
+                    break
+            epoch = 1 << int(shard.control[at.EPOCH_BITS])
+            floor_ns = clock - config.retention_ns
+            held = set(shard.ids_of(shard.slots_retained(-(2**63)), "int64").values.tolist())
+            assert {user for user, time in newest.items() if time >= floor_ns} <= held
+            late = [user for user in held if newest[user] < floor_ns - epoch]
+            assert not late, f"users {late} should have gone"
+            newest = {user: time for user, time in newest.items() if user in held}
+
+    def test_it_ends_when_enough_was_looked_into(self) -> None:
+        rows = Rows(a_shard(10_000))
+        rows.take(np.arange(5_000), np.zeros(5_000))
+        rows.take([-1], [1_000])
+        shard = rows.shard
+        while shard.users > 1:
+            before = shard.users
+            shard.sweep(1_000 - 35, "int64", 1_000_000, most=1)
+            shard.check("int64")
+            assert 0 < before - shard.users <= 1_024
+
+    def test_a_quiet_ring_is_shortened(self) -> None:
+        rows = Rows(a_shard(100))
+        rows.take([7] * 200, np.arange(200) // 20)
+        for clock in range(10, 200):
+            rows.take([7, 8], [clock, clock])
+            rows.expire(slots=64)
+            rows.shard.check("int64")
+        assert int(rows.shard.control[at.RING_LINES]) < 30

@@ -12,7 +12,7 @@ one row gives up the next one takes while it is still cached, and the slabs of b
 import numpy as np
 
 from engine.config import BLOCK_LINES
-from engine.kernels.compile import bits_set, inline, lowest_bit, prefetch
+from engine.kernels.compile import bits_set, inline, lowest_bit, natural, prefetch
 from engine.kernels.layout import (
     BLOCK_ENTRIES,
     MAGAZINE_BLOCKS,
@@ -72,7 +72,7 @@ def all_free(lines):
 def link(control, slabs, slab, lines):
     """Put a slab in front of the list of its size; 0 is the pool."""
     control[POOL_SLABS] += np.int64(lines == 0)
-    at = slab * SLAB_WORDS
+    at = natural(slab) * SLAB_WORDS
     head = control[SLAB_HEADS + lines]
     slabs[at + SLAB_NEXT] = head
     slabs[at + SLAB_PREVIOUS] = 0
@@ -85,7 +85,7 @@ def link(control, slabs, slab, lines):
 def unlink(control, slabs, slab, lines):
     """Take a slab out of the list of its size."""
     control[POOL_SLABS] -= np.int64(lines == 0)
-    following = slabs[slab * SLAB_WORDS + SLAB_NEXT]
+    following = slabs[natural(slab) * SLAB_WORDS + SLAB_NEXT]
     previous = slabs[slab * SLAB_WORDS + SLAB_PREVIOUS]
     if following != 0:
         slabs[(following - 1) * SLAB_WORDS + SLAB_PREVIOUS] = previous
@@ -152,7 +152,7 @@ def slab_take(memory, control, slabs, lines):
     slab = control[SLAB_HEADS + lines] - 1
     if slab < 0:
         slab = new_slab(control, slabs, lines)
-    free = slabs[slab * SLAB_WORDS + SLAB_FREE]
+    free = slabs[natural(slab) * SLAB_WORDS + SLAB_FREE]
     block = lowest_bit(free)
     free &= ~(np.int64(1) << block)
     slabs[slab * SLAB_WORDS + SLAB_FREE] = free
@@ -172,7 +172,7 @@ def slab_take(memory, control, slabs, lines):
 @inline
 def slab_give(control, slabs, place, lines):
     """Give a block back to its slab."""
-    slab = (place - control[RING_BASE]) // SLAB_ENTRIES
+    slab = natural((place - control[RING_BASE]) // SLAB_ENTRIES)
     block = (place - control[RING_BASE]) % SLAB_ENTRIES // (lines * BLOCK_ENTRIES)
     held = slabs[slab * SLAB_WORDS + SLAB_FREE]
     free = held | np.int64(1) << block
@@ -194,7 +194,7 @@ def block_add(memory, control, slabs, lines):
         return large_add(control, slabs, lines)
     if lines <= MAGAZINE_LINES:
         magazine = MAGAZINES + (lines - 1) * MAGAZINE_WORDS
-        held = control[magazine]
+        held = natural(control[magazine])
         if held > 0:
             control[magazine] = held - 1
             return control[magazine + held]
@@ -207,7 +207,7 @@ def block_remove(control, slabs, place, capacity):
     lines = capacity // BLOCK_ENTRIES
     control[RING_LINES] -= lines
     if lines > SLAB_LINES:
-        slab = (place - control[RING_BASE]) // SLAB_ENTRIES
+        slab = natural((place - control[RING_BASE]) // SLAB_ENTRIES)
         for each in range(slab, slab + lines // SLAB_LINES):
             slabs[each * SLAB_WORDS + SLAB_BLOCK] = 0
             link(control, slabs, each, 0)
@@ -216,7 +216,7 @@ def block_remove(control, slabs, place, capacity):
         slab_give(control, slabs, place, lines)
         return
     magazine = MAGAZINES + (lines - 1) * MAGAZINE_WORDS
-    held = control[magazine]
+    held = natural(control[magazine])
     if held == MAGAZINE_BLOCKS:  # the half that has been there longest makes room
         held = MAGAZINE_BLOCKS // 2
         for at in range(1, held + 1):
@@ -237,7 +237,7 @@ def scattered(control):
 def sparse(control, slabs, place, capacity):
     """Whether a block is in a slab of which less than half is in use, and which is not the one that is being filled."""
     lines = capacity // BLOCK_ENTRIES
-    slab = (place - control[RING_BASE]) // SLAB_ENTRIES
+    slab = natural((place - control[RING_BASE]) // SLAB_ENTRIES)
     if lines > SLAB_LINES or control[SLAB_HEADS + lines] == slab + 1 or control[SLAB_HEADS + lines] == 0:
         return False
     return 2 * bits_set(slabs[slab * SLAB_WORDS + SLAB_FREE]) > SLAB_LINES // lines

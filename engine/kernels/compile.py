@@ -21,6 +21,8 @@ from numba.core import cgutils
 from numba.core.extending import intrinsic
 from numba.core.typing.templates import Signature
 
+from engine.kernels.layout import MARK_EPOCHS, MARK_LANES, MARKED
+
 i64 = types.int64
 f64 = types.float64
 u64 = types.uint64
@@ -127,9 +129,43 @@ def _lanes_equal(typing_context: Any, words: Any, position: Any, mask: Any, want
 
 
 @intrinsic  # type: ignore[misc, unused-ignore]
+def _marks_due(typing_context: Any, marks: Any, position: Any, before: Any) -> Any:
+    signature = types.int64(marks, types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        lane = cgutils.ir.IntType(8)
+        vector = cgutils.ir.VectorType(lane, MARK_LANES)
+        none = cgutils.ir.Constant(vector, cgutils.ir.Undefined)
+        everywhere = cgutils.ir.Constant(cgutils.ir.VectorType(cgutils.int32_t, MARK_LANES), [0] * MARK_LANES)
+
+        def spread(value: Any) -> Any:
+            return builder.shuffle_vector(builder.insert_element(none, value, cgutils.int32_t(0)), none, everywhere)
+
+        pointer = _address(context, builder, signature.args[0], *arguments[:2])
+        line = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=MARK_LANES)
+        passed = builder.and_(builder.sub(spread(builder.trunc(arguments[2], lane)), line), spread(lane(MARKED - 1)))
+        marked = builder.icmp_unsigned(">=", line, spread(lane(MARKED)))
+        due = builder.icmp_unsigned("<", builder.sub(passed, spread(lane(1))), spread(lane(MARK_EPOCHS - 2)))
+        return builder.bitcast(builder.and_(due, marked), cgutils.ir.IntType(64))
+
+    return signature, codegen
+
+
+@intrinsic  # type: ignore[misc, unused-ignore]
 def _lowest_bit(typing_context: Any, word: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], cgutils.false_bit)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic  # type: ignore[misc, unused-ignore]
+def _natural(typing_context: Any, number: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = cgutils.ir.FunctionType(cgutils.ir.VoidType(), [cgutils.ir.IntType(1)])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.assume")
+        builder.call(function, [builder.icmp_signed(">=", arguments[0], arguments[0].type(0))])
+        return arguments[0]
 
     return types.int64(types.int64), codegen
 
@@ -150,12 +186,24 @@ def _lanes_equal_plain(words: Any, position: Any, mask: int, wanted: int) -> int
     return sum(1 << lane for lane in range(LANES) if int(words[position + lane]) & mask == wanted)
 
 
+def _marks_due_plain(marks: Any, position: Any, before: Any) -> int:
+    epochs = range(1, MARK_EPOCHS - 1)
+    found = (int(marks[position + lane]) for lane in range(MARK_LANES))
+    bits = sum(1 << lane for lane, mark in enumerate(found) if mark >= MARKED and (int(before) - mark) % MARKED in epochs)
+    return bits - (bits >> 63 << 64)
+
+
 def _lowest_bit_plain(word: Any) -> int:
     return (int(word) & -int(word)).bit_length() - 1 if word else 64
 
 
 def _bits_set_plain(word: Any) -> int:
     return (int(word) & (2**64 - 1)).bit_count()
+
+
+def _natural_plain(number: Any) -> Any:
+    assert number >= 0, f"{number} is not natural"
+    return number
 
 
 #: Lanes of `lanes_equal`: 32-bit words that fill one 64-byte line.
@@ -170,8 +218,16 @@ prefetch: Any = _prefetch_plain if _plain else _prefetch
 #: instructions. `words` is uint32; position a multiple of 16.
 lanes_equal: Any = _lanes_equal_plain if _plain else _lanes_equal
 
+#: marks_due(marks, position, before): bit k is set where marks[position + k] is that of an epoch before the epoch `before`, and by less than
+#: MARK_EPOCHS - 1 epochs, for 64 lanes. `marks` is uint8; position a multiple of 64.
+marks_due: Any = _marks_due_plain if _plain else _marks_due
+
 #: lowest_bit(word): number of the lowest bit set in an int64; 64 if none is.
 lowest_bit: Any = _lowest_bit_plain if _plain else _lowest_bit
+
+#: natural(number): the number, which is known not to be negative: an array indexed by it need not be indexed from behind (what Numba
+#: provides for takes three instructions an access). Where it is negative after all the outcome is undefined; plain Python asserts it.
+natural: Any = _natural_plain if _plain else _natural
 
 #: bits_set(word): number of bits set in an int64.
 bits_set: Any = _bits_set_plain if _plain else _bits_set

@@ -6,7 +6,7 @@ entries of at most UNITS_MAX each cannot leave int64 while count <= SAFE_COUNT. 
 
 import numpy as np
 
-from engine.kernels.compile import inline
+from engine.kernels.compile import inline, natural
 from engine.kernels.layout import (
     EXACT_FLOAT,
     HALF_BITS,
@@ -69,7 +69,7 @@ def entry_word(place, capacity, start, index):
     at = start + index
     if at >= capacity:
         at -= capacity
-    return 2 * (place + at)
+    return natural(2 * (place + at))
 
 
 @inline

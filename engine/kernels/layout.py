@@ -54,6 +54,12 @@ SLAB_WORDS = 4
 SLAB_FREE, SLAB_NEXT, SLAB_PREVIOUS, SLAB_BLOCK = 0, 1, 2, 3
 SEARCHED_SLABS = 4096  # slabs looked at for a large ring before memory never used is taken
 
+# Marks: a byte for each slot, 0 while it is free; else MARKED and, in epochs modulo MARKED, a time that its newest entry is not before. An
+# epoch is 2**EPOCH_BITS ns, a 32nd to a 64th of the retention, so that the marks of what is retained are less than 64 epochs apart.
+MARKED = 128
+MARK_EPOCHS = 64
+MARK_LANES = 64  # marks that are compared at once
+
 # Registers of the control array.
 SLOTS_MAX = 0  # slot lines reserved
 SLOTS_USED = 1  # slot lines ever used; those above were never touched
@@ -82,7 +88,10 @@ MAGAZINES = POOL_SLABS + 1  # for each block of up to 8 lines: how many are in i
 MAGAZINE_LINES = 8
 MAGAZINE_BLOCKS = 32
 MAGAZINE_WORDS = 1 + MAGAZINE_BLOCKS
-CONTROL_WORDS = MAGAZINES + MAGAZINE_LINES * MAGAZINE_WORDS
+SWEPT = MAGAZINES + MAGAZINE_LINES * MAGAZINE_WORDS  # slot where the round of expiry goes on
+EPOCH_BITS = SWEPT + 1
+SCATTERED = EPOCH_BITS + 1  # whether much ring memory lay between rings in use when expiry last looked
+CONTROL_WORDS = SCATTERED + 1
 
 # Index lines.
 BUCKET = 16

@@ -25,6 +25,7 @@ from engine.kernels.compile import (
     kernel,
     lanes_equal,
     lowest_bit,
+    natural,
     prefetch,
 )
 from engine.kernels.hashing import U32 as SHIFT_32
@@ -59,7 +60,7 @@ WHOLE_ENTRY = HALF_MASK
 @inline
 def home_of(high, lines):
     """Home line from the high half of a hash."""
-    return (high * lines) >> 32
+    return natural((high * lines) >> 32)
 
 
 @inline
@@ -110,9 +111,16 @@ def tag_matches(table, line, slot_bits, want):
 
 
 @inline
+def slot_at(table, line, found, slot_bits):
+    """Slot in the first of the entries `found` in an index line."""
+    entry = np.int64(table[natural(line * BUCKET + lowest_bit(found))])
+    return natural((entry & ((1 << slot_bits) - 1)) - 1)
+
+
+@inline
 def holds(memory, arena, slot, h, value, data, first, last, is_bytes):
     """Whether a slot is that of an id."""
-    word = memory[slot * LINE_WORDS + ID]
+    word = memory[natural(slot) * LINE_WORDS + ID]
     used = memory[slot * LINE_WORDS + META] != 0  # the ID word of a free slot is no id
     if is_bytes:
         return used and (word & HALF_MASK) == high_half(h) and same_bytes(arena, word >> HALF_BITS, data, first, last)
@@ -129,7 +137,7 @@ def probe(memory, table, control, arena, h, value, data, first, last, is_bytes):
     for _ in range(lines):
         found, free = tag_matches(table, line, slot_bits, want)
         while found != 0:
-            slot = (np.int64(table[line * BUCKET + lowest_bit(found)]) & ((1 << slot_bits) - 1)) - 1
+            slot = slot_at(table, line, found, slot_bits)
             if holds(memory, arena, slot, h, value, data, first, last, is_bytes):
                 return slot
             found &= found - 1
@@ -161,7 +169,7 @@ def insert(table, control, h, slot):
 @inline
 def slot_high(memory, keys, slot, is_bytes):
     """High half of the hash of the id in a slot."""
-    word = memory[slot * LINE_WORDS + ID]
+    word = memory[natural(slot) * LINE_WORDS + ID]
     if is_bytes:
         return word & HALF_MASK
     return high_half(hash_integer(word, keys))
@@ -263,7 +271,7 @@ def arena_remove(arena, control, place):
 def free_slot(memory, table, control, arena, keys, slot, is_bytes):
     """Forget a user whose ring, if any, has been given back: index entry, id bytes and slot become free."""
     remove(memory, table, control, keys, slot, is_bytes)
-    base = slot * LINE_WORDS
+    base = natural(slot) * LINE_WORDS
     if is_bytes:
         arena_remove(arena, control, memory[base + ID] >> HALF_BITS)
     memory[base + META] = 0
@@ -276,7 +284,7 @@ def free_slot(memory, table, control, arena, keys, slot, is_bytes):
 def make_slot(memory, table, control, arena, h, value, data, first, last, is_bytes):
     """A slot for an id that has none, with an empty line. There is room."""
     if control[SLOT_FREE] != 0:
-        slot = control[SLOT_FREE] - 1
+        slot = natural(control[SLOT_FREE] - 1)
         control[SLOT_FREE] = memory[slot * LINE_WORDS + ID]
         prefetch(memory, max(control[SLOT_FREE] - 1, 0) * LINE_WORDS)
     else:
@@ -284,7 +292,7 @@ def make_slot(memory, table, control, arena, h, value, data, first, last, is_byt
         control[SLOTS_USED] += 1
         prefetch(memory, min(slot + AHEAD, control[SLOTS_MAX] - 1) * LINE_WORDS)
     control[USERS] += 1
-    base = slot * LINE_WORDS
+    base = natural(slot) * LINE_WORDS
     if is_bytes:
         memory[base + ID] = arena_add(arena, control, data, first, last) << HALF_BITS | high_half(h)
     else:
@@ -307,16 +315,15 @@ def ask_line(table, control, h):
 def ask_slot(memory, table, control, h):
     """Second stage: prefetch the slots whose tag fits. Returns the first of them; -1 if another line may have it, -2 if none has."""
     slot_bits = control[SLOT_BITS]
-    slot_mask = (1 << slot_bits) - 1
     line = home_of(high_half(h), control[TABLE_LINES])
     found, free = tag_matches(table, line, slot_bits, tag_of(h, slot_bits))
     if found == 0:
         return np.int64(-1 if free == 0 else -2)
-    slot = (np.int64(table[line * BUCKET + lowest_bit(found)]) & slot_mask) - 1
+    slot = slot_at(table, line, found, slot_bits)
     prefetch(memory, slot * LINE_WORDS)
     found &= found - 1
     while found != 0:
-        prefetch(memory, ((np.int64(table[line * BUCKET + lowest_bit(found)]) & slot_mask) - 1) * LINE_WORDS)
+        prefetch(memory, slot_at(table, line, found, slot_bits) * LINE_WORDS)
         found &= found - 1
     return slot
 
@@ -324,7 +331,7 @@ def ask_slot(memory, table, control, h):
 @inline
 def ask_bytes(memory, arena, slot):
     """Third stage, for byte ids: prefetch the record of the id."""
-    if memory[slot * LINE_WORDS + META] != 0:
+    if memory[natural(slot) * LINE_WORDS + META] != 0:
         prefetch(arena, (memory[slot * LINE_WORDS + ID] >> HALF_BITS) * 8)
 
 
@@ -378,16 +385,16 @@ def find_slots(
     for position in range(-3 * AHEAD, count):
         ahead = position + 3 * AHEAD
         if ahead < count:
-            ask_line(table, control, hashes[rows[ahead]])
+            ask_line(table, control, hashes[natural(np.int64(rows[ahead]))])
         ahead -= AHEAD
         if 0 <= ahead < count:
-            slots[ahead] = ask_slot(memory, table, control, hashes[rows[ahead]])
+            slots[ahead] = ask_slot(memory, table, control, hashes[natural(np.int64(rows[ahead]))])
         ahead -= AHEAD
         if is_bytes and 0 <= ahead < count and slots[ahead] >= 0:
             ask_bytes(memory, arena, np.int64(slots[ahead]))
         if position < 0:
             continue
-        row = rows[position]
+        row = natural(np.int64(rows[position]))
         h = hashes[row]
         value, first, last = bytes_between(values, offsets, row, is_bytes)
         slot = slot_found(memory, table, control, arena, h, value, data, first, last, is_bytes, np.int64(slots[position]))
@@ -414,7 +421,7 @@ def release_slots(
     freed = 0
     for position in range(count):
         slot = np.int64(slots[position])
-        base = slot * LINE_WORDS
+        base = natural(slot) * LINE_WORDS
         empty = memory[base + 2] == EMPTY and memory[base + 4] == EMPTY and memory[base + 6] == EMPTY
         if memory[base + META] == 1 and empty:
             free_slot(memory, table, control, arena, keys, slot, is_bytes)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from engine.kernels.blocks import block_add, block_remove, larger
-from engine.kernels.compile import F64, I32, I32_IN, I64, I64_IN, U8, U8_IN, U32, U64_IN, boolean, i64, inline, kernel, prefetch
+from engine.kernels.compile import F64, I32, I32_IN, I64, I64_IN, U8, U8_IN, U32, U64_IN, boolean, i64, inline, kernel, natural, prefetch
 from engine.kernels.exact import (
     entries_of,
     entry_word,
@@ -24,6 +24,7 @@ from engine.kernels.layout import (
     COUNT_MAX,
     EMPTY,
     ENTRIES,
+    EPOCH_BITS,
     HALF_BITS,
     HALF_MASK,
     INLINE_CAPACITY,
@@ -31,6 +32,7 @@ from engine.kernels.layout import (
     LEFT_BEFORE,
     LEFT_TIME,
     LINE_WORDS,
+    MARKED,
     META,
     NEWEST,
     PLACE_BITS,
@@ -107,7 +109,7 @@ def point_left(memory, base, left):
 @inline
 def leave_line(memory, control, slabs, base, reach_ns):
     """Move the three entries of a line into a ring (I1-I4)."""
-    first = memory[base + META]
+    first = natural(memory[base + META])
     second = first + 1 if first < INLINE_CAPACITY else np.int64(1)
     third = second + 1 if second < INLINE_CAPACITY else np.int64(1)
     time_0, units_0 = memory[base + 2 * first], memory[base + 2 * first + 1]
@@ -230,15 +232,22 @@ def line_newest(memory, base):
 
 
 @inline
-def put_in_line(memory, base, time, units):
-    """Put an entry into a line in the place of the oldest, which is expired or EMPTY, where its time belongs, behind its equals (I2)."""
-    oldest = memory[base + META]
+def mark_of(control, time_ns):
+    """What marks a slot whose newest entry is not before this time."""
+    return MARKED | (time_ns >> control[EPOCH_BITS]) & (MARKED - 1)
+
+
+@inline
+def put_in_line(memory, control, marks, base, time, units):
+    """Put an entry into a line in the place of the oldest, which is expired or EMPTY, where its time belongs, behind its equals (I2, I9)."""
+    oldest = natural(memory[base + META])
     second = oldest + 1 if oldest < INLINE_CAPACITY else np.int64(1)
     third = second + 1 if second < INLINE_CAPACITY else np.int64(1)
     word = base + 2 * oldest
     newest = base + 2 * third
     if time >= memory[newest]:
         memory[base + META] = second
+        marks[base // LINE_WORDS] = mark_of(control, time)
     else:  # the newest moves on, and the row comes into its place or into that of the oldest
         middle = base + 2 * second
         if time >= memory[middle]:
@@ -308,7 +317,7 @@ def put_in_ring(memory, control, base, time, units, reach_ns):
 @inline
 def ask_ring(memory, slot):
     """Prefetch the ring lines that the next row of this user touches: the one written, and that of the window's left edge."""
-    base = slot * LINE_WORDS
+    base = natural(slot) * LINE_WORDS
     meta = memory[base + META]
     if meta >= RING_FROM:
         capacity = meta >> PLACE_BITS
@@ -320,7 +329,7 @@ def ask_ring(memory, slot):
 
 @kernel(
     i64, I64_IN, I64_IN, U8_IN, boolean, U64_IN, I32_IN, boolean, I64_IN, I64_IN, I64_IN,
-    i64, i64, i64, boolean, i64, I64, U32, I64, U8, I64, I32, F64, U8,
+    i64, i64, i64, boolean, i64, I64, U32, I64, U8, I64, U8, I32, F64, U8,
 )  # fmt: skip
 def take_rows(
     values,  # (n,)    int64    in     integer ids of the batch
@@ -343,11 +352,12 @@ def take_rows(
     control,  # ...     int64    inout
     arena,  # ...     uint8    inout
     slabs,  # ...     int64    inout
+    marks,  # ...     uint8    inout
     slots,  # (m,)    int32    inout  slot of rows[j]
     scores,  # (n,)    float64  out    score of each row at its own time (S9)
     reasons,  # (n,)    uint8    inout  set to `overflow` for rows that would break S3
 ):
-    """Put each row into its user's line or ring and score it. Needs and keeps I1-I8; slots, rings and arena were checked to suffice.
+    """Put each row into its user's line or ring and score it. Needs and keeps I1-I9; slots, rings and arena were checked to suffice.
 
     A row passes four stages, AHEAD rows apart, each asking for the memory that the next one reads. Returns the rows applied.
     Cost per row: index line and slot line; with a ring also the line written and now and then that of the window's left edge.
@@ -358,13 +368,14 @@ def take_rows(
     for position in range(-3 * AHEAD, count_rows):
         ahead = position + 3 * AHEAD
         if ahead < count_rows and not located:
-            ask_line(table, control, hashes[rows[ahead]])
+            ask_line(table, control, hashes[natural(np.int64(rows[ahead]))])
         ahead -= AHEAD
         if 0 <= ahead < count_rows:
             if located:
                 prefetch(memory, np.int64(slots[ahead]) * LINE_WORDS)
             else:
-                slots[ahead] = ask_slot(memory, table, control, hashes[rows[ahead]])
+                slots[ahead] = ask_slot(memory, table, control, hashes[natural(np.int64(rows[ahead]))])
+            prefetch(marks, np.int64(slots[ahead]))
         ahead -= AHEAD
         if 0 <= ahead < count_rows and slots[ahead] >= 0:
             ask_ring(memory, np.int64(slots[ahead]))
@@ -372,12 +383,12 @@ def take_rows(
                 ask_bytes(memory, arena, np.int64(slots[ahead]))
         if position < 0:
             continue
-        row = rows[position]
+        row = natural(np.int64(rows[position]))
         slot = np.int64(slots[position])
         if not located:
             value, first, last = bytes_between(values, offsets, row, is_bytes)
             slot = slot_made(memory, table, control, arena, hashes[row], value, data, first, last, is_bytes, slot)
-        base = slot * LINE_WORDS
+        base = natural(slot) * LINE_WORDS
         time = time_ns[row]
         amount = units[row]
         floor_ns = minus(clock_ns[row], retention_ns)
@@ -387,10 +398,10 @@ def take_rows(
                 continue
             if memory[base + SPAN] >> HALF_BITS == memory[base + META] >> PLACE_BITS:
                 make_room(memory, control, slabs, base, time, floor_ns, reach_ns)
-        elif memory[base + 2 * memory[base + META]] >= floor_ns:  # the line is full of retained entries
+        elif memory[base + 2 * natural(memory[base + META])] >= floor_ns:  # the line is full of retained entries
             leave_line(memory, control, slabs, base, reach_ns)
         if memory[base + META] < RING_FROM:
-            put_in_line(memory, base, time, amount)
+            put_in_line(memory, control, marks, base, time, amount)
             counted, total = line_window(memory, base, minus(time, reach_ns), time)
             high, low = total >> HALF_BITS, total & HALF_MASK
         else:

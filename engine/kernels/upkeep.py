@@ -3,7 +3,23 @@
 import numpy as np
 
 from engine.kernels.blocks import block_remove, lines_for, scattered, slab_give, slab_take, sparse
-from engine.kernels.compile import I32, I64, U8, U8_IN, U32, U64, U64_IN, boolean, i64, inline, kernel, prefetch
+from engine.kernels.compile import (
+    I32,
+    I64,
+    U8,
+    U8_IN,
+    U32,
+    U64,
+    U64_IN,
+    boolean,
+    i64,
+    inline,
+    kernel,
+    lowest_bit,
+    marks_due,
+    natural,
+    prefetch,
+)
 from engine.kernels.exact import entries_of, entry_word, lower_bound, units_of
 from engine.kernels.hashing import U56, hash_bytes, sip_end, sip_start, sip_word
 from engine.kernels.layout import (
@@ -21,17 +37,20 @@ from engine.kernels.layout import (
     LEFT,
     LEFT_TIME,
     LINE_WORDS,
+    MARK_LANES,
     META,
     NEWEST,
     PLACE_BITS,
     PLACE_MASK,
     RING_FROM,
+    SCATTERED,
     SLOTS_USED,
     SPAN,
+    SWEPT,
     TABLE_LINES,
 )
 from engine.kernels.probing import arena_class, free_slot, home_of, slot_high
-from engine.kernels.rows import drop_oldest, enter_line, move_ring
+from engine.kernels.rows import drop_oldest, enter_line, mark_of, move_ring
 
 U = np.uint64
 DIGEST_KEY = U(0x7269736B72696E67)
@@ -71,28 +90,61 @@ def worth_shortening(memory, base, thorough):
 
 
 @inline
-def list_due(memory, first, last, floor_ns, thorough, every_ring, due):
-    """List those of the slots [first, last) that expiry has to look into. Returns how many."""
+def list_marked(control, marks, first, last, floor_ns, due):
+    """List those of the slots from `first` on, a multiple of MARK_LANES, whose marks are due; before `last`, and while `due` has room.
+
+    Returns (how many, the slot to go on with).
+    """
     count = 0
+    before = mark_of(control, floor_ns)
+    while first < last and count + MARK_LANES <= len(due):
+        found = marks_due(marks, first, before)
+        while found != 0:
+            due[natural(count)] = first + lowest_bit(found)
+            count += 1
+            found &= found - 1
+        first += MARK_LANES
+    return count, first
+
+
+@inline
+def list_due(memory, control, marks, first, last, floor_ns, thorough, every_ring, due):
+    """List those of the slots from `first` on that expiry has to look into, going by their lines, and mark all of them anew (I9).
+
+    Returns as `list_marked`.
+    """
+    count = 0
+    last = min(last, first + len(due))
     for slot in range(first, last):
-        base = slot * LINE_WORDS
+        base = natural(slot) * LINE_WORDS
         meta = memory[base + META]
-        gone = (meta != 0) & (newest_of(memory, base) < floor_ns)
-        due[count] = slot
+        newest = newest_of(memory, base)
+        marks[natural(slot)] = mark_of(control, newest) if meta != 0 else 0
+        gone = (meta != 0) & (newest < floor_ns)
+        due[natural(count)] = slot
         count += np.int64(gone | worth_shortening(memory, base, thorough) | thorough & (meta != 0) | every_ring & (meta >= RING_FROM))
-    return count
+    return count, last
 
 
 @inline
 def ask_expiry(memory, table, control, keys, slot, floor_ns, is_bytes):
     """Prefetch the lines that expiring this slot will touch: of the index if the user goes, of its ring if it is shortened."""
-    base = slot * LINE_WORDS
+    base = natural(slot) * LINE_WORDS
     meta = memory[base + META]
     if newest_of(memory, base) < floor_ns:
         prefetch(table, home_of(slot_high(memory, keys, slot, is_bytes), control[TABLE_LINES]) * BUCKET)
     elif meta >= RING_FROM:
         start = memory[base + SPAN] & HALF_MASK
         prefetch(memory, entry_word(meta & PLACE_MASK, meta >> PLACE_BITS, start, memory[base + LEFT] >> 1))
+
+
+@inline
+def entries_in_line(memory, base):
+    """Entries that a line holds. No branches."""
+    count = np.int64(0)
+    for word in range(base + 2, base + LINE_WORDS, 2):
+        count += np.int64(memory[word] != EMPTY)
+    return count
 
 
 @inline
@@ -136,12 +188,13 @@ def leave_slab(memory, control, slabs, base):
     slab_give(control, slabs, place, capacity // BLOCK_ENTRIES)
 
 
-@kernel(i64, i64, i64, i64, i64, boolean, boolean, U64_IN, I64, U32, I64, U8, I64, I32)
+@kernel(i64, i64, i64, i64, i64, boolean, boolean, boolean, U64_IN, I64, U32, I64, U8, I64, U8, I32)
 def expire_slots(
-    first,  # ()   int64   in     slots [first, last) are looked at
-    last,  # ()   int64   in
+    last,  # ()   int64   in     slots from SWEPT, a multiple of MARK_LANES, to here are looked at
+    most,  # ()   int64   in     while not so many of them had to be looked into
     floor_ns,  # ()   int64   in     entries before it are freed
     reach_ns,  # ()   int64   in     how far back a window counts
+    marked,  # ()   bool    in     look into slots whose marks are due; else read all slot lines
     thorough,  # ()   bool    in     forget every expired entry; else only what frees memory: users, and rings that may become half as large
     is_bytes,  # ()   bool    in     kind of the ids
     keys,  # (4,) uint64  in     the secret of this engine
@@ -150,40 +203,57 @@ def expire_slots(
     control,  # ...  int64   inout
     arena,  # ...  uint8   inout
     slabs,  # ...  int64   inout
-    due,  # (k,) int32   out    scratch: slots are looked at k at a time, then those among them that have something to free
+    marks,  # ...  uint8   inout
+    due,  # (k,) int32   out    scratch: slots that have to be looked into, up to k at a time
 ):
-    """Free entries that no exact lookup can need, users left without any, and rings grown too large. Needs and keeps I1-I8.
+    """Free entries that no exact lookup can need, users left without any, and rings grown too large. Needs and keeps I1-I9.
 
-    Returns the entries freed. Sequential over slot lines; a random index line per user freed, a ring line per ring shortened.
+    Returns the entries freed. Cost: a byte per slot, a slot and an index line per user freed, a slot and a ring line per ring shortened;
+    or, where not `marked`, sequential over slot lines.
     """
     freed = 0
-    gather = scattered(control)
+    looked = 0
+    gather = not marked and scattered(control)
     listed = count = np.int64(0)
-    while first < last or listed < count:
+    while True:
         if listed == count:
+            first = control[SWEPT]
+            looked += count
+            if first >= last or looked >= most:
+                break
             listed = np.int64(0)
-            here = min(last - first, len(due))
-            count = list_due(memory, first, first + here, floor_ns, thorough, gather, due)
-            first += here
+            if marked:
+                count, first = list_marked(control, marks, first, last, floor_ns, due)
+            else:
+                count, first = list_due(memory, control, marks, first, last, floor_ns, thorough, gather, due)
+            control[SWEPT] = first
+            for ahead in range(min(2 * AHEAD, count)):
+                prefetch(memory, np.int64(due[ahead]) * LINE_WORDS)
             for ahead in range(min(AHEAD, count)):
                 ask_expiry(memory, table, control, keys, np.int64(due[ahead]), floor_ns, is_bytes)
             continue
+        if listed + 2 * AHEAD < count:
+            prefetch(memory, np.int64(due[natural(listed + 2 * AHEAD)]) * LINE_WORDS)
         if listed + AHEAD < count:
-            ask_expiry(memory, table, control, keys, np.int64(due[listed + AHEAD]), floor_ns, is_bytes)
-        slot = np.int64(due[listed])
+            ask_expiry(memory, table, control, keys, np.int64(due[natural(listed + AHEAD)]), floor_ns, is_bytes)
+        slot = np.int64(due[natural(listed)])
         listed += 1
-        base = slot * LINE_WORDS
+        base = natural(slot) * LINE_WORDS
         meta = memory[base + META]
-        if newest_of(memory, base) < floor_ns:
+        newest = newest_of(memory, base)
+        if newest < floor_ns:
             if meta >= RING_FROM:
                 entries = memory[base + SPAN] >> HALF_BITS
                 block_remove(control, slabs, meta & PLACE_MASK, meta >> PLACE_BITS)
                 control[ENTRIES] -= entries
                 freed += entries
             else:
-                freed += expire_line(memory, base, floor_ns)
+                freed += entries_in_line(memory, base)
             free_slot(memory, table, control, arena, keys, slot, is_bytes)
-        elif meta < RING_FROM:
+            marks[natural(slot)] = 0
+            continue
+        marks[natural(slot)] = mark_of(control, newest)
+        if meta < RING_FROM:
             if thorough:
                 freed += expire_line(memory, base, floor_ns)
         else:
@@ -191,6 +261,7 @@ def expire_slots(
                 freed += expire_ring(memory, control, slabs, base, floor_ns, reach_ns)
             if gather and memory[base + META] >= RING_FROM:
                 leave_slab(memory, control, slabs, base)
+    control[SCATTERED] = np.int64(scattered(control))
     return freed
 
 
@@ -205,7 +276,7 @@ def count_retained(
     users = 0
     entries = 0
     for slot in range(control[SLOTS_USED]):
-        base = slot * LINE_WORDS
+        base = natural(slot) * LINE_WORDS
         if memory[base + META] != 0 and newest_of(memory, base) >= floor_ns:
             users += 1
             _, _, _, count = entries_of(memory, base)
@@ -225,7 +296,7 @@ def list_retained(
     """List the users with a retained transaction, in slot order. Reads only; sequential. Returns how many."""
     users = 0
     for slot in range(control[SLOTS_USED]):
-        base = slot * LINE_WORDS
+        base = natural(slot) * LINE_WORDS
         if memory[base + META] != 0 and newest_of(memory, base) >= floor_ns:
             slots[users] = slot
             users += 1
@@ -247,7 +318,7 @@ def read_ids(
     """Read the ids of slots. Returns the bytes that byte ids take. Cost per row: slot line, for byte ids also the arena's."""
     total = 0
     for position in range(count):
-        word = memory[np.int64(slots[position]) * LINE_WORDS + ID]
+        word = memory[natural(np.int64(slots[position])) * LINE_WORDS + ID]
         if stage == 0:
             values[position] = word
             continue
@@ -292,7 +363,7 @@ def digest_lanes(
     lanes[0] = U(0)
     lanes[1] = U(0)
     for slot in range(control[SLOTS_USED]):
-        base = slot * LINE_WORDS
+        base = natural(slot) * LINE_WORDS
         if memory[base + META] == 0 or newest_of(memory, base) < floor_ns:
             continue
         place, capacity, start, count = entries_of(memory, base)
@@ -321,7 +392,7 @@ def compact_arena(
     """Copy the id bytes of all users into a new arena without gaps. Returns the 8-byte units used. Keeps I4-I7."""
     following = control[ARENA_NEXT]
     for slot in range(control[SLOTS_USED]):
-        base = slot * LINE_WORDS
+        base = natural(slot) * LINE_WORDS
         if memory[base + META] == 0:
             continue
         word = memory[base + ID]

@@ -2,7 +2,25 @@
 
 import numpy as np
 
-from engine.kernels.compile import F64, I32, I32_IN, I64, I64_IN, U8, U8_IN, U32, U64_IN, boolean, f64, i64, inline, kernel, prefetch, u64
+from engine.kernels.compile import (
+    F64,
+    I32,
+    I32_IN,
+    I64,
+    I64_IN,
+    U8,
+    U8_IN,
+    U32,
+    U64_IN,
+    boolean,
+    f64,
+    i64,
+    inline,
+    kernel,
+    natural,
+    prefetch,
+    u64,
+)
 from engine.kernels.exact import (
     entries_of,
     entry_word,
@@ -69,7 +87,7 @@ def ring_window(memory, control, base, at_ns, left_ns):
 @inline
 def ask_window(memory, slot, left_ns):
     """Prefetch the ring line where a window's left edge will be searched, if LEFT is not it."""
-    base = slot * LINE_WORDS
+    base = natural(slot) * LINE_WORDS
     meta = memory[base + META]
     if meta >= RING_FROM and memory[base + LEFT_TIME] < left_ns <= memory[base + NEWEST]:
         prefetch(memory, entry_word(meta & PLACE_MASK, meta >> PLACE_BITS, memory[base + SPAN] & HALF_MASK, memory[base + LEFT] + 1))
@@ -112,10 +130,10 @@ def window_scores(
     for position in range(-3 * AHEAD, count):
         ahead = position + 3 * AHEAD
         if ahead < count:
-            ask_line(table, control, hashes[rows[ahead]])
+            ask_line(table, control, hashes[natural(np.int64(rows[ahead]))])
         ahead -= AHEAD
         if 0 <= ahead < count:
-            slots[ahead] = ask_slot(memory, table, control, hashes[rows[ahead]])
+            slots[ahead] = ask_slot(memory, table, control, hashes[natural(np.int64(rows[ahead]))])
         ahead -= AHEAD
         if 0 <= ahead < count and slots[ahead] >= 0:
             ask_window(memory, np.int64(slots[ahead]), left_ns)
@@ -123,7 +141,7 @@ def window_scores(
                 ask_bytes(memory, arena, np.int64(slots[ahead]))
         if position < 0:
             continue
-        row = rows[position]
+        row = natural(np.int64(rows[position]))
         slot = np.int64(slots[position])
         if slot > -2:
             value, first, last = bytes_between(values, offsets, row, is_bytes)
@@ -131,7 +149,7 @@ def window_scores(
         if slot < 0:
             scores[row] = 0.0
             continue
-        high, low, counted = window_units(memory, control, slot * LINE_WORDS, at_ns, left_ns)
+        high, low, counted = window_units(memory, control, natural(slot) * LINE_WORDS, at_ns, left_ns)
         counted_rows += np.int64(counted > 0)
         scores[row] = mean(high, low, max(counted, 1) * scale)  # nothing counted: 0 / 1
     return counted_rows
@@ -155,7 +173,7 @@ def window_score(
     slot = probe(memory, table, control, arena, h, value, data, np.int64(0), np.int64(len(data)), is_bytes)
     if slot < 0:
         return 0.0
-    high, low, counted = window_units(memory, control, slot * LINE_WORDS, at_ns, minus(at_ns, reach_ns))
+    high, low, counted = window_units(memory, control, natural(slot) * LINE_WORDS, at_ns, minus(at_ns, reach_ns))
     return mean(high, low, max(counted, 1) * scale)
 
 
@@ -186,7 +204,7 @@ def window_features(
     for position in range(total_rows):
         if position + AHEAD < total_rows:
             prefetch(memory, max(np.int64(slots[position + AHEAD]), np.int64(0)) * LINE_WORDS)
-        row = rows[position]
+        row = natural(np.int64(rows[position]))
         slot = np.int64(slots[position])
         counts[row] = 0
         sums[2 * row] = 0
@@ -197,7 +215,7 @@ def window_features(
         zero_at[row] = none
         if slot < 0:
             continue
-        base = slot * LINE_WORDS
+        base = natural(slot) * LINE_WORDS
         place, capacity, start, count = entries_of(memory, base)
         left_ns = minus(at_ns, reach_ns)
         first, last = window(memory, base, at_ns, left_ns)
