@@ -137,7 +137,7 @@ class RiskEngine:
             SchemaError: Columns or types cannot be used, or the source cannot be read.
             CapacityError: More than `users` users would have a retained transaction, or memory is short.
 
-        Cost: two random memory lines a row for users of up to two transactions, three for others.
+        Cost: two random memory lines a row for users of up to four retained transactions, up to four for others.
 
         Example:
             >>> engine = RiskEngine(time_unit="ms", users=1000)
@@ -230,10 +230,10 @@ class RiskEngine:
             refused = columns.reasons != 0 if columns.reasons.any() else None
             if refused is None:
                 counts[0] += len(columns)
-                rounded += np.count_nonzero(columns.rounded)
+                rounded += int(np.count_nonzero(columns.rounded))
             else:
                 counts += np.bincount(columns.reasons, minlength=len(REASONS) + 1)
-                rounded += np.count_nonzero(columns.rounded[~refused])
+                rounded += int(np.count_nonzero(columns.rounded[~refused]))
             if piece.scores is not None:
                 scores.append(array_of(piece.scores, pa.float64(), refused))
             if refused is not None:

@@ -21,14 +21,14 @@ HELD_DEVIATIONS: Final = 1.5
 SCATTERED: Final = 1.1
 
 _LINE_ENTRIES: Final = 4
-_IN_LINE: Final = 3
+_IN_LINE: Final = 4
 
 
 def forecast(users: int, rate: float, retention_ns: int, id_bytes: int = 0) -> dict[str, float]:
     """Bytes of an engine's memory by part, when all users are alike.
 
     The transactions that an engine holds of a user are then Poisson distributed. A user of whom it holds any occupies a slot line of
-    64 bytes with room for three; one with more, also a ring of 16 bytes an entry in blocks of certain sizes. A string id takes its bytes
+    65 bytes with room for four; one with more, also a ring of 16 bytes an entry in blocks of certain sizes. A string id takes its bytes
     and 4 more, rounded up to 8. The index takes 4 bytes at a load of 0.7 for each user that there is room for.
 
     Args:
@@ -55,7 +55,7 @@ def forecast(users: int, rate: float, retention_ns: int, id_bytes: int = 0) -> d
             break
         ring_entries += users * capacity * (more - _poisson_at_least(held_mean, capacity + 1))
         held = capacity
-    parts = {"slots": 64 * slots, "index": 4 / 0.7 * users, "rings": 16 * SCATTERED * ring_entries}
+    parts = {"slots": 65 * slots, "index": 4 / 0.7 * users, "rings": 16 * SCATTERED * ring_entries}
     parts["ids"] = slots * (-(-(id_bytes + 4) // 8) * 8) if id_bytes else 0.0
     return {"active_users": users * -math.expm1(-mean), "transactions": users * mean, **parts, "total": sum(parts.values())}
 

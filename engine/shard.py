@@ -114,7 +114,7 @@ class Shard:
     Memory is one flat int64 array of slot lines and, behind them, larger rings (`kernels/layout.py`), the index of their ids
     (`Index`), and a small array of registers. Invariants:
 
-    I1  0 <= count <= capacity, 0 <= start < capacity of every ring. A line holds up to three entries, a ring at least one;
+    I1  0 <= count <= capacity, 0 <= start < capacity of every ring. A line holds up to four entries, a ring at least one;
         between batches there is one in every slot in use. A ring's capacity is a multiple of 4, beyond 128 of 128.
     I2  From start, entries are in non-decreasing event time; equal times in arrival order; in a line EMPTY ones come first.
     I3  In a ring an entry's `before` is the sum modulo 2**64 of all units of this user that precede it in the ring and of those it had
@@ -175,9 +175,9 @@ class Shard:
     def room_for(self, rows: int, of_one: int) -> bool:
         """Whether ring memory certainly takes so many rows more, at most `of_one` of one user, and no ring passes its greatest capacity."""
         control = self.control
-        # A row moves at most three entries into a ring with it. A ring ends at no more than twice its entries (but for whole slabs),
+        # A row moves at most four entries into a ring with it. A ring ends at no more than twice its entries (but for whole slabs),
         # and the smaller ones on the way there, each a quarter smaller, add up to four times as much.
-        worst = 10 * (int(control[at.ENTRIES]) + 4 * rows) + 4 * at.BLOCK_ENTRIES * at.SLAB_LINES * len(BLOCK_LINES)
+        worst = 10 * (int(control[at.ENTRIES]) + 5 * rows) + 4 * at.BLOCK_ENTRIES * at.SLAB_LINES * len(BLOCK_LINES)
         if int(control[at.RING_NEXT]) + worst > int(control[at.RING_LIMIT]):
             return False
         if int(control[at.COUNT_MAX]) + of_one > RING_CAPACITY_MAX:
@@ -396,8 +396,8 @@ class Shard:
 
     def newest(self, slots: NDArray[np.int32]) -> NDArray[np.int64]:
         """Time of the newest entry of each slot."""
-        lines = self._lines()[slots]
-        return np.where(lines[:, at.META] >= at.RING_FROM, lines[:, at.NEWEST], lines[:, 2::2].max(axis=1))
+        times: NDArray[np.int64] = self._lines()[slots, at.NEWEST]
+        return times
 
     def ids_of(self, slots: NDArray[np.int32], kind: str) -> Ids:
         """The ids that slots stand for."""
@@ -407,9 +407,9 @@ class Shard:
         """Times and units of a user's entries, oldest first."""
         line = self._lines()[slot]
         if line[at.META] < at.RING_FROM:
-            held = np.roll(line[2:].reshape(at.INLINE_CAPACITY, 2), 1 - int(line[at.META]), axis=0)
-            held = held[held[:, 0] != at.EMPTY]
-            return held[:, 0], held[:, 1]
+            times = line[at.TIMES : at.AMOUNTS]
+            held = times != at.EMPTY
+            return times[held], line[at.AMOUNTS :].view("<i4")[held].astype(np.int64)
         capacity, place = int(line[at.META]) >> at.PLACE_BITS, int(line[at.META]) & at.PLACE_MASK
         count, start = int(line[at.SPAN]) >> at.HALF_BITS, int(line[at.SPAN]) & at.HALF_MASK
         ring = self.memory[2 * place : 2 * (place + capacity)].reshape(capacity, 2)
@@ -439,10 +439,11 @@ class Shard:
             assert (times[1:] >= times[:-1]).all(), f"I2: slot {slot}"
             assert abs(units).max() <= self.control[at.UNITS_MAX], f"I3, I8: slot {slot}"
             if line[at.META] < at.RING_FROM:
-                assert 1 <= line[at.META] <= at.INLINE_CAPACITY, f"I1: slot {slot}"
+                assert line[at.META] == 1, f"I1: slot {slot}"
                 assert len(times) >= 1, f"I1: slot {slot}"
-                held = [line[2 + 2 * ((line[at.META] - 1 + k) % at.INLINE_CAPACITY)] for k in range(at.INLINE_CAPACITY)]
-                assert held == sorted(held), f"I2: slot {slot}"
+                assert line[at.TIMES : at.AMOUNTS] == sorted(line[at.TIMES : at.AMOUNTS]), f"I2: slot {slot}"
+                absent = np.array(line[at.AMOUNTS :]).view("<i4")[: at.INLINE_CAPACITY - len(times)]
+                assert not absent.any(), f"I3: slot {slot}"
                 continue
             capacity, place = line[at.META] >> at.PLACE_BITS, line[at.META] & at.PLACE_MASK
             count, start = line[at.SPAN] >> at.HALF_BITS, line[at.SPAN] & at.HALF_MASK

@@ -407,11 +407,14 @@ class TestLinesAndRings:
         judge, (shard,) = Reference(engine.config), engine._shards
         crossings: Counter[tuple[bool, bool]] = Counter()
         draw, clock, in_ring = np.random.default_rng(3), 0, False
-        for turn in range(120):
+        # Now and then one of units that a line just holds, or just does not.
+        edges = [2**31 - 1, -(2**31), 2**31, -(2**31) - 1, 2**53, -(2**53)]
+        for turn in range(300):
             for _ in range(int(draw.integers(1, 8))):  # some rows in one window
                 clock += int(draw.integers(0, 4))
                 late = int(draw.choice([0, 0, min(engine.config.lateness_ns, 7)]))
-                row = ("a", int(draw.integers(-(2**53), 2**53)), clock - late)
+                units = int(draw.choice(edges[: 2 if turn % 3 else 6]) if draw.random() < 0.2 else draw.integers(-(2**31), 2**31))
+                row = ("a", units, clock - late)
                 assert engine.add(row[0], row[1], instant(row[2])) == judge.ingest([row])[0].score
                 if len(judge.retained("a")) == 1:
                     in_ring = False  # its slot may be another one
@@ -429,7 +432,7 @@ class TestLinesAndRings:
         assert min(crossings[False, True], crossings[True, False], crossings[True, True], crossings[False, False]) >= 5
         assert shard.bytes_used < 64 + 16 * SLAB_ENTRIES * 6 + shard.index.bytes_used
 
-    @pytest.mark.parametrize("count", range(1, 8))
+    @pytest.mark.parametrize("count", range(1, 9))
     @pytest.mark.parametrize("gone", range(8))
     def test_expiry_leaves_what_is_retained_where_it_fits(self, count: int, gone: int) -> None:
         # `gone` rows of 0 ns, then `count` that are retained.
@@ -444,7 +447,7 @@ class TestLinesAndRings:
         assert found.tolist() == retained
         assert units.tolist() == [2**number for number in range(gone + count)][len(times) - len(retained) :]
         in_ring = rows.shard.memory[at.META] >= at.RING_FROM
-        assert in_ring == (len(retained) > 3)
+        assert in_ring == (len(retained) > 4)
         assert rows.shard.control[at.ENTRIES] == (len(retained) if in_ring else 0) <= before
         rows.shard.check("int64")
 
@@ -638,3 +641,37 @@ class TestRounds:
             rows.expire(slots=64)
             rows.shard.check("int64")
         assert int(rows.shard.control[at.RING_LINES]) < 30
+
+
+class TestUnitsOfLines:
+    """A line holds units of 32 bits; what is larger makes the user's entries a ring, wherever it comes."""
+
+    @pytest.mark.parametrize("large", [2**31 - 1, 2**31, 2**53, -(2**31), -(2**31) - 1, -(2**53)])
+    @pytest.mark.parametrize("position", range(6))
+    @pytest.mark.parametrize("order", ["in order", "late", "equal"])
+    def test_one_large_amount(self, large: int, position: int, order: str) -> None:
+        rows = Rows(a_shard())
+        times = {"in order": list(range(6)), "late": [5, 1, 4, 0, 3, 2], "equal": [3] * 6}[order]
+        units = [10**number for number in range(6)]
+        units[position] = large
+        for at_once in (1, 2, 6):
+            rows = Rows(a_shard())
+            for first in range(0, 6, at_once):
+                part = slice(first, first + at_once)
+                rows.take([9] * at_once, times[part], units[part])
+                rows.shard.check("int64")
+                in_ring = rows.shard.memory[at.META] >= at.RING_FROM
+                held = units[: first + at_once]
+                assert in_ring == (len(held) > 4 or any(not -(2**31) <= each < 2**31 for each in held))
+            found = [column.tolist() for column in rows.shard.entries(0)]
+            assert list(zip(*found, strict=True)) == sorted(zip(times, units, strict=True), key=lambda entry: entry[0])
+
+    def test_a_large_amount_leaves_and_the_line_comes_back(self) -> None:
+        rows = Rows(a_shard())
+        scores = rows.take([9], [0], [2**40])[0]
+        scores += rows.take([9] * 3, [36, 37, 38], [1, 2, 3])[0]
+        rows.shard.check("int64")
+        scores += rows.take([9] * 3, [80, 81, 82], [4, 5, -(2**31)])[0]
+        rows.shard.check("int64")
+        assert rows.shard.memory[at.META] == 1
+        assert scores == [2.0**40, 1.0, 1.5, 2.0, 4.0, 4.5, (9 - 2**31) / 3]

@@ -218,8 +218,8 @@ prefetch: Any = _prefetch_plain if _plain else _prefetch
 #: instructions. `words` is uint32; position a multiple of 16.
 lanes_equal: Any = _lanes_equal_plain if _plain else _lanes_equal
 
-#: marks_due(marks, position, before): bit k is set where marks[position + k] is that of an epoch before the epoch `before`, and by less than
-#: MARK_EPOCHS - 1 epochs, for 64 lanes. `marks` is uint8; position a multiple of 64.
+#: marks_due(marks, position, before): bit k is set where marks[position + k] is that of an epoch before the epoch `before`, and by less
+#: than MARK_EPOCHS - 1 epochs, for 64 lanes. `marks` is uint8; position a multiple of 64.
 marks_due: Any = _marks_due_plain if _plain else _marks_due
 
 #: lowest_bit(word): number of the lowest bit set in an int64; 64 if none is.

@@ -8,12 +8,12 @@ import numpy as np
 
 from engine.kernels.compile import inline, natural
 from engine.kernels.layout import (
+    AMOUNTS,
     EXACT_FLOAT,
     HALF_BITS,
     HALF_MASK,
     INLINE_CAPACITY,
     INT64_MAX,
-    LINE_WORDS,
     META,
     PLACE_BITS,
     PLACE_MASK,
@@ -21,6 +21,7 @@ from engine.kernels.layout import (
     SAFE_COUNT,
     SPAN,
     TIME_MIN,
+    TIMES,
     TOTAL,
 )
 
@@ -54,18 +55,16 @@ def wrapped_difference(first, second):
 
 
 @inline
-def entries_of(memory, base):
-    """(place, capacity, start, count) of a user's entries, in the line or in a ring."""
+def ring_of(memory, base):
+    """(place, capacity, start, count) of a ring."""
     meta = memory[base + META]
-    if meta < RING_FROM:
-        return (base >> 1) + 1, np.int64(INLINE_CAPACITY), meta - 1, np.int64(INLINE_CAPACITY)
     span = memory[base + SPAN]
     return meta & PLACE_MASK, meta >> PLACE_BITS, span & HALF_MASK, span >> HALF_BITS
 
 
 @inline
 def entry_word(place, capacity, start, index):
-    """Word of entry `index`: its time; the next word is its `before`, or in a line its units."""
+    """Word of a ring's entry: its time; the next word is its `before`."""
     at = start + index
     if at >= capacity:
         at -= capacity
@@ -115,13 +114,30 @@ def before_of(memory, place, capacity, start, count, total, index):
 
 
 @inline
-def units_of(memory, base, index):
-    """Units of a user's entry."""
-    place, capacity, start, count = entries_of(memory, base)
-    word = entry_word(place, capacity, start, index)
-    if memory[base + META] < RING_FROM:
-        return memory[word + 1]
-    return wrapped_difference(before_of(memory, place, capacity, start, count, memory[base + TOTAL], index + 1), memory[word + 1])
+def ring_units(memory, base, index):
+    """Units of a ring's entry."""
+    place, capacity, start, count = ring_of(memory, base)
+    before = memory[entry_word(place, capacity, start, index) + 1]
+    return wrapped_difference(before_of(memory, place, capacity, start, count, memory[base + TOTAL], index + 1), before)
+
+
+@inline
+def low_units(pair):
+    """Units in the low half of a word of AMOUNTS."""
+    return (pair << HALF_BITS) >> HALF_BITS
+
+
+@inline
+def pair_of(low, high):
+    """A word of AMOUNTS."""
+    return (low & HALF_MASK) | (high << HALF_BITS)
+
+
+@inline
+def line_units(memory, base, index):
+    """Units of a line's entry; 0 if it is EMPTY."""
+    pair = memory[natural(base + AMOUNTS + (index >> 1))]
+    return pair >> HALF_BITS if index & 1 else low_units(pair)
 
 
 @inline
@@ -129,11 +145,55 @@ def line_window(memory, base, left_ns, at_ns):
     """Number and units of the entries in a line whose times are in [left, at]. No branches: which they are is unpredictable."""
     counted = np.int64(0)
     total = np.int64(0)
-    for word in range(base + 2, base + LINE_WORDS, 2):
-        inside = np.int64(memory[word] >= left_ns) & np.int64(memory[word] <= at_ns)
+    for index in range(INLINE_CAPACITY):
+        time = memory[base + TIMES + index]
+        inside = np.int64(time >= left_ns) & np.int64(time <= at_ns)
         counted += inside
-        total += memory[word + 1] & -inside
+        total += line_units(memory, base, index) & -inside
     return counted, total
+
+
+@inline
+def line_before(memory, base, time_ns):
+    """How many of a line's entries, EMPTY ones included, are before `time_ns`. No branches."""
+    count = np.int64(0)
+    for index in range(INLINE_CAPACITY):
+        count += np.int64(memory[base + TIMES + index] < time_ns)
+    return count
+
+
+@inline
+def line_until(memory, base, time_ns):
+    """How many of a line's entries, EMPTY ones included, are at or before `time_ns`. No branches."""
+    count = np.int64(0)
+    for index in range(INLINE_CAPACITY):
+        count += np.int64(memory[base + TIMES + index] <= time_ns)
+    return count
+
+
+@inline
+def count_of(memory, base):
+    """A user's entries; those of a line with the EMPTY ones."""
+    if memory[base + META] < RING_FROM:
+        return np.int64(INLINE_CAPACITY)
+    return memory[base + SPAN] >> HALF_BITS
+
+
+@inline
+def time_of(memory, base, index):
+    """Time of a user's entry, in a line or a ring."""
+    if memory[base + META] < RING_FROM:
+        return memory[natural(base + TIMES + index)]
+    place, capacity, start, _ = ring_of(memory, base)
+    return memory[entry_word(place, capacity, start, index)]
+
+
+@inline
+def units_of(memory, base, index):
+    """Units of a user's entry, in a line or a ring."""
+    if memory[base + META] < RING_FROM:
+        return line_units(memory, base, index)
+    return ring_units(memory, base, index)
 
 
 @inline
@@ -142,7 +202,7 @@ def span_sum(memory, control, base, first, last):
 
     Cost: two entries; or, when the sum might not fit int64, all of them.
     """
-    place, capacity, start, count = entries_of(memory, base)
+    place, capacity, start, count = ring_of(memory, base)
     total = memory[base + TOTAL]
     if last - first <= control[SAFE_COUNT]:
         difference = wrapped_difference(
@@ -153,7 +213,7 @@ def span_sum(memory, control, base, first, last):
     high = np.int64(0)
     low = np.int64(0)
     for index in range(first, last):
-        units = units_of(memory, base, index)
+        units = ring_units(memory, base, index)
         high += units >> HALF_BITS
         low += units & HALF_MASK
     return high + (low >> HALF_BITS), low & HALF_MASK

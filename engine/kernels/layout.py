@@ -3,27 +3,26 @@
 A shard is one flat int64 array. Its first part is slot lines of 64 bytes, one per user:
 
     word 0  ID      integer id; for byte ids: place in the arena (8-byte units) << 32 | high half of the hash
-    word 1  META    0: the slot is free; 1 + p: the line holds the entries, p is the place of the oldest;
-                    else capacity << PLACE_BITS | place of a ring
+    word 1  META    0: the slot is free; 1: the line holds the entries; else capacity << PLACE_BITS | place of a ring
 
-In a line that holds its entries:
+In a line that holds its entries, up to four of them:
 
-    word 2-7        three entries of (time, units), in cyclic order from the oldest, EMPTY where there is none
+    word 2-5  TIMES     their times, oldest first; EMPTY, which is before every time there is, in front where there are fewer
+    word 6-7  AMOUNTS   their units, as four 32-bit integers, low half first; 0 where there is no entry
 
-A line whose user has more retained entries names a ring, behind the slot lines in the same array, and tells what the next row needs of it:
+A line whose user has more retained entries, or one of units that do not fit, names a ring, behind the slot lines in the same array, and
+tells what the next row needs of it:
 
-    word 2  NEWEST       time of its newest entry
-    word 3  TOTAL        sum of all units this ring ever had, modulo 2**64: the `before` of its next entry
-    word 4  LEFT_TIME    time and `before` of entry LEFT
-    word 5  LEFT_BEFORE
+    word 2  TOTAL        sum of all units this ring ever had, modulo 2**64: the `before` of its next entry
+    word 3  LEFT_TIME    time and `before` of entry LEFT
+    word 4  LEFT_BEFORE
+    word 5  NEWEST       time of its newest entry, where that of a line's newest is too
     word 6  LEFT         index (from start) of the first entry that the window of the newest entry holds
     word 7  SPAN         count << 32 | start
 
 Entry k of a ring is the words 2 * (place + k) and 2 * (place + k) + 1: (time, before). `before` is the prefix sum of the user's units
 in front of the entry. The units of a span of entries are the difference of two of them, exact as long as the true sum fits int64: nothing
 is ever subtracted on expiry, so nothing can drift. LEFT only moves forward with rows in order, so a hot user's row costs no search.
-
-A line's three entries are addressed the same way, as a ring of capacity 3 that is always full: EMPTY is before every time there is.
 
 Rings lie in blocks of whole 64-byte lines (four entries), these in slabs of 64 lines. What is known of slab s stands in the array `slabs`
 from word 4 * s on:
@@ -38,8 +37,10 @@ The ID word of a free slot holds the next free slot + 1.
 
 LINE_WORDS = 8
 ID, META = 0, 1
-NEWEST, TOTAL, LEFT_TIME, LEFT_BEFORE, LEFT, SPAN = 2, 3, 4, 5, 6, 7
-INLINE_CAPACITY = 3
+TIMES, AMOUNTS = 2, 6
+TOTAL, LEFT_TIME, LEFT_BEFORE, NEWEST, LEFT, SPAN = 2, 3, 4, 5, 6, 7
+INLINE_CAPACITY = 4
+INLINE_UNITS = 2**31  # units in a line are at least -INLINE_UNITS and less than this
 
 PLACE_BITS = 36
 PLACE_MASK = (1 << PLACE_BITS) - 1

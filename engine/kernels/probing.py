@@ -32,6 +32,7 @@ from engine.kernels.hashing import U32 as SHIFT_32
 from engine.kernels.hashing import hash_integer, load_word
 from engine.kernels.layout import (
     AHEAD,
+    AMOUNTS,
     ARENA_EXACT,
     ARENA_FREE,
     ARENA_HEADS,
@@ -42,13 +43,16 @@ from engine.kernels.layout import (
     HALF_BITS,
     HALF_MASK,
     ID,
+    INLINE_CAPACITY,
     LINE_WORDS,
     META,
+    NEWEST,
     SLOT_BITS,
     SLOT_FREE,
     SLOTS_MAX,
     SLOTS_USED,
     TABLE_LINES,
+    TIMES,
     USERS,
 )
 
@@ -298,9 +302,10 @@ def make_slot(memory, table, control, arena, h, value, data, first, last, is_byt
     else:
         memory[base + ID] = value
     memory[base + META] = 1
-    for word in range(base + 2, base + LINE_WORDS, 2):
-        memory[word] = EMPTY
-        memory[word + 1] = 0
+    for index in range(INLINE_CAPACITY):
+        memory[base + TIMES + index] = EMPTY
+    memory[base + AMOUNTS] = 0
+    memory[base + AMOUNTS + 1] = 0
     insert(table, control, h, slot)
     return slot
 
@@ -422,8 +427,7 @@ def release_slots(
     for position in range(count):
         slot = np.int64(slots[position])
         base = natural(slot) * LINE_WORDS
-        empty = memory[base + 2] == EMPTY and memory[base + 4] == EMPTY and memory[base + 6] == EMPTY
-        if memory[base + META] == 1 and empty:
+        if memory[base + META] == 1 and memory[base + NEWEST] == EMPTY:
             free_slot(memory, table, control, arena, keys, slot, is_bytes)
             freed += 1
     return freed

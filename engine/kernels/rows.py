@@ -2,24 +2,27 @@
 
 import numpy as np
 
-from engine.kernels.blocks import block_add, block_remove, larger
+from engine.kernels.blocks import block_add, block_remove, larger, lines_for
 from engine.kernels.compile import F64, I32, I32_IN, I64, I64_IN, U8, U8_IN, U32, U64_IN, boolean, i64, inline, kernel, natural, prefetch
 from engine.kernels.exact import (
-    entries_of,
     entry_word,
     first_from,
+    line_units,
     line_window,
     lower_bound,
     mean,
     minus,
+    pair_of,
+    ring_of,
+    ring_units,
     span_sum,
-    units_of,
     upper_bound,
     wrapped_difference,
     wrapped_sum,
 )
 from engine.kernels.layout import (
     AHEAD,
+    AMOUNTS,
     BLOCK_ENTRIES,
     COUNT_MAX,
     EMPTY,
@@ -28,6 +31,7 @@ from engine.kernels.layout import (
     HALF_BITS,
     HALF_MASK,
     INLINE_CAPACITY,
+    INLINE_UNITS,
     LEFT,
     LEFT_BEFORE,
     LEFT_TIME,
@@ -40,7 +44,9 @@ from engine.kernels.layout import (
     RING_FROM,
     SAFE_COUNT,
     SPAN,
+    TIMES,
     TOTAL,
+    UNITS_MAX,
 )
 from engine.kernels.probing import ask_bytes, ask_line, ask_slot, bytes_between, slot_made
 
@@ -90,7 +96,7 @@ def admit_rows(
 @inline
 def set_left(memory, base, reach_ns):
     """Work out NEWEST and LEFT of a ring afresh."""
-    place, capacity, start, count = entries_of(memory, base)
+    place, capacity, start, count = ring_of(memory, base)
     newest = memory[entry_word(place, capacity, start, count - 1)]
     point_left(memory, base, lower_bound(memory, place, capacity, start, 0, count, minus(newest, reach_ns)))
     memory[base + NEWEST] = newest
@@ -99,7 +105,7 @@ def set_left(memory, base, reach_ns):
 @inline
 def point_left(memory, base, left):
     """Make LEFT an entry of a ring."""
-    place, capacity, start, _ = entries_of(memory, base)
+    place, capacity, start, _ = ring_of(memory, base)
     word = entry_word(place, capacity, start, left)
     memory[base + LEFT] = left
     memory[base + LEFT_TIME] = memory[word]
@@ -107,44 +113,65 @@ def point_left(memory, base, left):
 
 
 @inline
-def leave_line(memory, control, slabs, base, reach_ns):
-    """Move the three entries of a line into a ring (I1-I4)."""
-    first = natural(memory[base + META])
-    second = first + 1 if first < INLINE_CAPACITY else np.int64(1)
-    third = second + 1 if second < INLINE_CAPACITY else np.int64(1)
-    time_0, units_0 = memory[base + 2 * first], memory[base + 2 * first + 1]
-    time_1, units_1 = memory[base + 2 * second], memory[base + 2 * second + 1]
-    time_2, units_2 = memory[base + 2 * third], memory[base + 2 * third + 1]
-    place = block_add(memory, control, slabs, 1)
-    word = 2 * place
-    memory[word], memory[word + 1] = time_0, 0
-    memory[word + 2], memory[word + 3] = time_1, units_0
-    memory[word + 4], memory[word + 5] = time_2, units_0 + units_1
-    left_ns = minus(time_2, reach_ns)
-    left = np.int64(time_0 < left_ns) + np.int64(time_1 < left_ns)
-    memory[base + META] = BLOCK_ENTRIES << PLACE_BITS | place
-    memory[base + NEWEST] = time_2
-    memory[base + TOTAL] = units_0 + units_1 + units_2
-    memory[base + LEFT_TIME] = time_0 if left == 0 else (time_1 if left == 1 else time_2)
-    memory[base + LEFT_BEFORE] = 0 if left == 0 else (units_0 if left == 1 else units_0 + units_1)
-    memory[base + LEFT] = left
-    memory[base + SPAN] = INLINE_CAPACITY << HALF_BITS
-    control[ENTRIES] += INLINE_CAPACITY
+def mark_of(control, time_ns):
+    """What marks a slot whose newest entry is not before this time."""
+    return MARKED | (time_ns >> control[EPOCH_BITS]) & (MARKED - 1)
+
+
+@inline
+def fits_line(units):
+    """Whether a line can hold such units."""
+    return -INLINE_UNITS <= units < INLINE_UNITS
+
+
+@inline
+def leave_line(memory, control, slabs, marks, base, time, reach_ns):
+    """Move the entries of a line into a ring with room for the one of this time (I1-I4); if there are none, `append` must come next."""
+    held = entries_in_line(memory, base)
+    lines = lines_for(held + 1)
+    place = block_add(memory, control, slabs, lines)
+    total = np.int64(0)
+    word = natural(2 * place)
+    for index in range(INLINE_CAPACITY - held, INLINE_CAPACITY):
+        memory[word] = memory[natural(base + TIMES + index)]
+        memory[word + 1] = total
+        total += line_units(memory, base, index)
+        word += 2
+    memory[base + META] = (lines * BLOCK_ENTRIES) << PLACE_BITS | place
+    memory[base + SPAN] = held << HALF_BITS
+    memory[base + TOTAL] = total
+    control[ENTRIES] += held
+    if held > 0:
+        set_left(memory, base, reach_ns)
+    else:
+        memory[base + LEFT] = -1
+        memory[base + LEFT_TIME] = memory[base + NEWEST] = EMPTY
+        marks[base // LINE_WORDS] = mark_of(control, time)
+
+
+@inline
+def may_enter_line(memory, control, base, dropped):
+    """Whether a line can hold the entries of a ring but the `dropped` oldest, as far as their units go."""
+    if control[UNITS_MAX] < INLINE_UNITS:
+        return True
+    fit = True
+    for index in range(dropped, memory[base + SPAN] >> HALF_BITS):
+        fit &= fits_line(ring_units(memory, base, index))
+    return fit
 
 
 @inline
 def enter_line(memory, control, slabs, base, dropped):
-    """Move a ring's entries but the `dropped` oldest back into the line, which has room for them (I1-I3)."""
-    place, capacity, start, count = entries_of(memory, base)
-    time_0 = time_1 = time_2 = np.int64(EMPTY)
-    units_0 = units_1 = units_2 = np.int64(0)
+    """Move a ring's entries but the `dropped` oldest back into the line, which can hold them (I1-I3)."""
+    place, capacity, start, count = ring_of(memory, base)
+    time_0 = time_1 = time_2 = time_3 = np.int64(EMPTY)
+    units_0 = units_1 = units_2 = units_3 = np.int64(0)
     for index in range(dropped, count):
-        time_0, time_1, time_2 = time_1, time_2, memory[entry_word(place, capacity, start, index)]
-        units_0, units_1, units_2 = units_1, units_2, units_of(memory, base, index)
+        time_0, time_1, time_2, time_3 = time_1, time_2, time_3, memory[entry_word(place, capacity, start, index)]
+        units_0, units_1, units_2, units_3 = units_1, units_2, units_3, ring_units(memory, base, index)
     memory[base + META] = 1
-    memory[base + 2], memory[base + 3] = time_0, units_0
-    memory[base + 4], memory[base + 5] = time_1, units_1
-    memory[base + 6], memory[base + 7] = time_2, units_2
+    memory[base + TIMES], memory[base + TIMES + 1], memory[base + TIMES + 2], memory[base + TIMES + 3] = time_0, time_1, time_2, time_3
+    memory[base + AMOUNTS], memory[base + AMOUNTS + 1] = pair_of(units_0, units_1), pair_of(units_2, units_3)
     control[ENTRIES] -= count
     block_remove(control, slabs, place, capacity)
 
@@ -152,7 +179,7 @@ def enter_line(memory, control, slabs, base, dropped):
 @inline
 def move_ring(memory, control, slabs, base, lines, dropped, reach_ns):
     """Move a ring's entries but the `dropped` oldest into a block of another size; at least one entry remains (I1-I4)."""
-    old_place, old_capacity, start, count = entries_of(memory, base)
+    old_place, old_capacity, start, count = ring_of(memory, base)
     count -= dropped
     place = block_add(memory, control, slabs, lines)
     for index in range(count):
@@ -173,7 +200,7 @@ def move_ring(memory, control, slabs, base, lines, dropped, reach_ns):
 @inline
 def drop_oldest(memory, control, base, dropped, reach_ns):
     """Forget the `dropped` oldest entries of a ring where they are; at least one remains (I1-I4)."""
-    _, capacity, start, count = entries_of(memory, base)
+    _, capacity, start, count = ring_of(memory, base)
     start += dropped
     if start >= capacity:
         start -= capacity
@@ -186,16 +213,16 @@ def drop_oldest(memory, control, base, dropped, reach_ns):
 
 
 @inline
-def make_room(memory, control, slabs, base, time, floor_ns, reach_ns):
+def make_room(memory, control, slabs, base, time, units, floor_ns, reach_ns):
     """Make a full ring take one entry more: by forgetting what no exact lookup can need, or in the next larger block.
 
-    A ring that would be left with two entries goes back into the line. When `time` is not before NEWEST, `append` must come next.
+    A ring that fits the line with that entry goes back into it. When `time` is not before NEWEST, `append` must come next.
     """
-    place, capacity, start, count = entries_of(memory, base)
+    place, capacity, start, count = ring_of(memory, base)
     dropped = first_from(memory, place, capacity, start, 0, count, floor_ns)
     if dropped == 0:
         move_ring(memory, control, slabs, base, larger(capacity), 0, reach_ns)
-    elif count - dropped < INLINE_CAPACITY:
+    elif count - dropped < INLINE_CAPACITY and fits_line(units) and may_enter_line(memory, control, base, dropped):
         enter_line(memory, control, slabs, base, dropped)
     elif time >= memory[base + NEWEST]:
         # The entry at LEFT may be gone. It was before the window of this row too, and `append` will search from LEFT + 1 on.
@@ -212,7 +239,7 @@ def make_room(memory, control, slabs, base, time, floor_ns, reach_ns):
 @inline
 def too_large(memory, control, base, floor_ns, units):
     """Whether the sum of the units a ring retains would leave +-2**62 with `units` more (S3)."""
-    place, capacity, start, count = entries_of(memory, base)
+    place, capacity, start, count = ring_of(memory, base)
     if 2 * (count + 1) <= control[SAFE_COUNT]:
         return False
     first = lower_bound(memory, place, capacity, start, 0, count, floor_ns)
@@ -226,43 +253,44 @@ def too_large(memory, control, base, floor_ns, units):
 
 
 @inline
-def line_newest(memory, base):
-    """Time of the newest entry in a line."""
-    return max(memory[base + 2], memory[base + 4], memory[base + 6])
-
-
-@inline
-def mark_of(control, time_ns):
-    """What marks a slot whose newest entry is not before this time."""
-    return MARKED | (time_ns >> control[EPOCH_BITS]) & (MARKED - 1)
+def entries_in_line(memory, base):
+    """Entries that a line holds. No branches."""
+    count = np.int64(0)
+    for index in range(INLINE_CAPACITY):
+        count += np.int64(memory[base + TIMES + index] != EMPTY)
+    return count
 
 
 @inline
 def put_in_line(memory, control, marks, base, time, units):
-    """Put an entry into a line in the place of the oldest, which is expired or EMPTY, where its time belongs, behind its equals (I2, I9)."""
-    oldest = natural(memory[base + META])
-    second = oldest + 1 if oldest < INLINE_CAPACITY else np.int64(1)
-    third = second + 1 if second < INLINE_CAPACITY else np.int64(1)
-    word = base + 2 * oldest
-    newest = base + 2 * third
-    if time >= memory[newest]:
-        memory[base + META] = second
+    """Put an entry into a line whose oldest is expired or EMPTY, and goes, where its time belongs, behind its equals (I2, I9)."""
+    low, high = memory[base + AMOUNTS], memory[base + AMOUNTS + 1]
+    if time >= memory[base + NEWEST]:
+        memory[base + TIMES] = memory[base + TIMES + 1]
+        memory[base + TIMES + 1] = memory[base + TIMES + 2]
+        memory[base + TIMES + 2] = memory[base + TIMES + 3]
+        memory[base + TIMES + 3] = time
+        memory[base + AMOUNTS] = pair_of(low >> HALF_BITS, high)
+        memory[base + AMOUNTS + 1] = pair_of(high >> HALF_BITS, units)
         marks[base // LINE_WORDS] = mark_of(control, time)
-    else:  # the newest moves on, and the row comes into its place or into that of the oldest
-        middle = base + 2 * second
-        if time >= memory[middle]:
-            memory[word] = memory[newest]
-            memory[word + 1] = memory[newest + 1]
-            memory[base + META] = second
-            word = newest
-    memory[word] = time
-    memory[word + 1] = units
+    else:
+        second, third = memory[base + TIMES + 1], memory[base + TIMES + 2]
+        if time < second:
+            memory[base + TIMES] = time
+            memory[base + AMOUNTS] = pair_of(units, low >> HALF_BITS)
+        elif time < third:
+            memory[base + TIMES], memory[base + TIMES + 1] = second, time
+            memory[base + AMOUNTS] = pair_of(low >> HALF_BITS, units)
+        else:
+            memory[base + TIMES], memory[base + TIMES + 1], memory[base + TIMES + 2] = second, third, time
+            memory[base + AMOUNTS] = pair_of(low >> HALF_BITS, high)
+            memory[base + AMOUNTS + 1] = pair_of(units, high >> HALF_BITS)
 
 
 @inline
 def append(memory, base, time, units, reach_ns):
     """Put an entry behind all others of its ring. Returns (entries in its window, index of the first of them)."""
-    place, capacity, start, count = entries_of(memory, base)
+    place, capacity, start, count = ring_of(memory, base)
     total = memory[base + TOTAL]
     word = entry_word(place, capacity, start, count)
     memory[word] = time
@@ -280,7 +308,7 @@ def append(memory, base, time, units, reach_ns):
 @inline
 def insert_late(memory, base, time, units, reach_ns):
     """Put an entry into a ring where its time belongs, behind its equals. Returns (entries in its window, index of the first of them)."""
-    place, capacity, start, count = entries_of(memory, base)
+    place, capacity, start, count = ring_of(memory, base)
     at = upper_bound(memory, place, capacity, start, 0, count, time)
     for index in range(count, at, -1):
         source = entry_word(place, capacity, start, index - 1)
@@ -397,9 +425,9 @@ def take_rows(
                 reasons[row] = overflow
                 continue
             if memory[base + SPAN] >> HALF_BITS == memory[base + META] >> PLACE_BITS:
-                make_room(memory, control, slabs, base, time, floor_ns, reach_ns)
-        elif memory[base + 2 * natural(memory[base + META])] >= floor_ns:  # the line is full of retained entries
-            leave_line(memory, control, slabs, base, reach_ns)
+                make_room(memory, control, slabs, base, time, amount, floor_ns, reach_ns)
+        elif memory[base + TIMES] >= floor_ns or not fits_line(amount):  # the line is full of retained entries, or does not do
+            leave_line(memory, control, slabs, marks, base, time, reach_ns)
         if memory[base + META] < RING_FROM:
             put_in_line(memory, control, marks, base, time, amount)
             counted, total = line_window(memory, base, minus(time, reach_ns), time)

@@ -20,10 +20,11 @@ from engine.kernels.compile import (
     natural,
     prefetch,
 )
-from engine.kernels.exact import entries_of, entry_word, lower_bound, units_of
+from engine.kernels.exact import count_of, entry_word, line_before, lower_bound, ring_of, time_of, units_of
 from engine.kernels.hashing import U56, hash_bytes, sip_end, sip_start, sip_word
 from engine.kernels.layout import (
     AHEAD,
+    AMOUNTS,
     ARENA_FREE,
     ARENA_NEXT,
     BLOCK_ENTRIES,
@@ -48,9 +49,10 @@ from engine.kernels.layout import (
     SPAN,
     SWEPT,
     TABLE_LINES,
+    TIMES,
 )
 from engine.kernels.probing import arena_class, free_slot, home_of, slot_high
-from engine.kernels.rows import drop_oldest, enter_line, mark_of, move_ring
+from engine.kernels.rows import drop_oldest, enter_line, entries_in_line, mark_of, may_enter_line, move_ring
 
 U = np.uint64
 DIGEST_KEY = U(0x7269736B72696E67)
@@ -60,21 +62,14 @@ U2 = U(2)
 
 
 @inline
-def newest_of(memory, base):
-    """Time of a user's newest entry. No branches: where it stands is unpredictable."""
-    ring = memory[base + META] >= RING_FROM
-    second = EMPTY if ring else memory[base + 4]
-    third = EMPTY if ring else memory[base + 6]
-    return max(memory[base + NEWEST], second, third)
-
-
-@inline
 def expired(memory, base, floor_ns):
-    """How many of a user's entries, in the order of `entries_of`, are before `floor_ns`. Costs a ring line only if some may be."""
+    """How many of a user's entries, the EMPTY ones of a line included, are before `floor_ns`. Costs a ring line only if some may be."""
+    if memory[base + META] < RING_FROM:
+        return line_before(memory, base, floor_ns)
     # With LEFT = 0 the left edge of the newest entry's window is the oldest entry.
-    if memory[base + META] >= RING_FROM and memory[base + LEFT] == 0 and memory[base + LEFT_TIME] >= floor_ns:
+    if memory[base + LEFT] == 0 and memory[base + LEFT_TIME] >= floor_ns:
         return np.int64(0)
-    place, capacity, start, count = entries_of(memory, base)
+    place, capacity, start, count = ring_of(memory, base)
     return lower_bound(memory, place, capacity, start, 0, count, floor_ns)
 
 
@@ -118,7 +113,7 @@ def list_due(memory, control, marks, first, last, floor_ns, thorough, every_ring
     for slot in range(first, last):
         base = natural(slot) * LINE_WORDS
         meta = memory[base + META]
-        newest = newest_of(memory, base)
+        newest = memory[base + NEWEST]
         marks[natural(slot)] = mark_of(control, newest) if meta != 0 else 0
         gone = (meta != 0) & (newest < floor_ns)
         due[natural(count)] = slot
@@ -131,7 +126,7 @@ def ask_expiry(memory, table, control, keys, slot, floor_ns, is_bytes):
     """Prefetch the lines that expiring this slot will touch: of the index if the user goes, of its ring if it is shortened."""
     base = natural(slot) * LINE_WORDS
     meta = memory[base + META]
-    if newest_of(memory, base) < floor_ns:
+    if memory[base + NEWEST] < floor_ns:
         prefetch(table, home_of(slot_high(memory, keys, slot, is_bytes), control[TABLE_LINES]) * BUCKET)
     elif meta >= RING_FROM:
         start = memory[base + SPAN] & HALF_MASK
@@ -139,22 +134,14 @@ def ask_expiry(memory, table, control, keys, slot, floor_ns, is_bytes):
 
 
 @inline
-def entries_in_line(memory, base):
-    """Entries that a line holds. No branches."""
-    count = np.int64(0)
-    for word in range(base + 2, base + LINE_WORDS, 2):
-        count += np.int64(memory[word] != EMPTY)
-    return count
-
-
-@inline
 def expire_line(memory, base, floor_ns):
     """Make the expired entries of a line EMPTY. Returns how many they were."""
     freed = 0
-    for word in range(base + 2, base + LINE_WORDS, 2):
-        if EMPTY < memory[word] < floor_ns:
-            memory[word] = EMPTY
-            memory[word + 1] = 0
+    for index in range(INLINE_CAPACITY):
+        if EMPTY < memory[base + TIMES + index] < floor_ns:
+            memory[base + TIMES + index] = EMPTY
+            pair = natural(base + AMOUNTS + (index >> 1))
+            memory[pair] &= HALF_MASK if index & 1 else ~HALF_MASK
             freed += 1
     return freed
 
@@ -162,11 +149,11 @@ def expire_line(memory, base, floor_ns):
 @inline
 def expire_ring(memory, control, slabs, base, floor_ns, reach_ns):
     """Forget the expired entries of a ring that keeps at least one; shorten it if it has grown too large. Returns how many they were."""
-    _, capacity, _, count = entries_of(memory, base)
+    _, capacity, _, count = ring_of(memory, base)
     dropped = expired(memory, base, floor_ns)
     count -= dropped
     lines = lines_for(count + 1)
-    if count <= INLINE_CAPACITY:
+    if count <= INLINE_CAPACITY and may_enter_line(memory, control, base, dropped):
         enter_line(memory, control, slabs, base, dropped)
     elif 4 * lines * BLOCK_ENTRIES <= 3 * capacity:
         move_ring(memory, control, slabs, base, lines, dropped, reach_ns)
@@ -178,7 +165,7 @@ def expire_ring(memory, control, slabs, base, floor_ns, reach_ns):
 @inline
 def leave_slab(memory, control, slabs, base):
     """Move a ring out of a slab of which little is in use, so that all of it can be used for other rings."""
-    place, capacity, _, _ = entries_of(memory, base)
+    place, capacity, _, _ = ring_of(memory, base)
     if not sparse(control, slabs, place, capacity):
         return
     target = slab_take(memory, control, slabs, capacity // BLOCK_ENTRIES)
@@ -240,7 +227,7 @@ def expire_slots(
         listed += 1
         base = natural(slot) * LINE_WORDS
         meta = memory[base + META]
-        newest = newest_of(memory, base)
+        newest = memory[base + NEWEST]
         if newest < floor_ns:
             if meta >= RING_FROM:
                 entries = memory[base + SPAN] >> HALF_BITS
@@ -277,10 +264,9 @@ def count_retained(
     entries = 0
     for slot in range(control[SLOTS_USED]):
         base = natural(slot) * LINE_WORDS
-        if memory[base + META] != 0 and newest_of(memory, base) >= floor_ns:
+        if memory[base + META] != 0 and memory[base + NEWEST] >= floor_ns:
             users += 1
-            _, _, _, count = entries_of(memory, base)
-            entries += count - expired(memory, base, floor_ns)
+            entries += count_of(memory, base) - expired(memory, base, floor_ns)
     result[0] = users
     result[1] = entries
     return users
@@ -297,7 +283,7 @@ def list_retained(
     users = 0
     for slot in range(control[SLOTS_USED]):
         base = natural(slot) * LINE_WORDS
-        if memory[base + META] != 0 and newest_of(memory, base) >= floor_ns:
+        if memory[base + META] != 0 and memory[base + NEWEST] >= floor_ns:
             slots[users] = slot
             users += 1
     return users
@@ -364,14 +350,14 @@ def digest_lanes(
     lanes[1] = U(0)
     for slot in range(control[SLOTS_USED]):
         base = natural(slot) * LINE_WORDS
-        if memory[base + META] == 0 or newest_of(memory, base) < floor_ns:
+        if memory[base + META] == 0 or memory[base + NEWEST] < floor_ns:
             continue
-        place, capacity, start, count = entries_of(memory, base)
+        count = count_of(memory, base)
         first = expired(memory, base, floor_ns)
         for lane in range(2):
             key = user_hash(arena, memory[base + ID], is_bytes, U(lane))
             for index in range(first, count):
-                time = memory[entry_word(place, capacity, start, index)]
+                time = time_of(memory, base, index)
                 units = units_of(memory, base, index)
                 v0, v1, v2, v3 = sip_start(key, U(lane))
                 v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, U(index - first))

@@ -22,15 +22,19 @@ from engine.kernels.compile import (
     u64,
 )
 from engine.kernels.exact import (
-    entries_of,
+    count_of,
     entry_word,
     first_from,
+    line_before,
+    line_until,
     line_window,
     lower_bound,
     mean,
     minus,
     plus,
+    ring_of,
     span_sum,
+    time_of,
     upper_bound,
     wrapped_difference,
 )
@@ -61,8 +65,10 @@ def window(memory, base, at_ns, left_ns):
 
     At or after the newest entry of a ring the window's left edge is searched from LEFT on; before it, in the whole ring.
     """
-    place, capacity, start, count = entries_of(memory, base)
-    if memory[base + META] >= RING_FROM and at_ns >= memory[base + NEWEST]:
+    if memory[base + META] < RING_FROM:
+        return line_before(memory, base, left_ns), line_until(memory, base, at_ns)
+    place, capacity, start, count = ring_of(memory, base)
+    if at_ns >= memory[base + NEWEST]:
         if left_ns > memory[base + NEWEST]:
             return count, count
         left = memory[base + LEFT]
@@ -216,11 +222,11 @@ def window_features(
         if slot < 0:
             continue
         base = natural(slot) * LINE_WORDS
-        place, capacity, start, count = entries_of(memory, base)
+        count = count_of(memory, base)
         left_ns = minus(at_ns, reach_ns)
         first, last = window(memory, base, at_ns, left_ns)
         if last < count:
-            following = memory[entry_word(place, capacity, start, last)]
+            following = time_of(memory, base, last)
             if following > at_ns and following >= floor_ns:
                 valid_until[row] = following - 1
         if first == last:
@@ -235,14 +241,14 @@ def window_features(
         sums[2 * row] = (high << HALF_BITS) | low
         sums[2 * row + 1] = high >> HALF_BITS
         scores[row] = mean(high, low, (last - first) * scale)
-        leaves = plus(memory[entry_word(place, capacity, start, first)], reach_ns)
+        leaves = plus(time_of(memory, base, first), reach_ns)
         if valid_until[row] == none or leaves < valid_until[row]:
             valid_until[row] = leaves
-        time = memory[entry_word(place, capacity, start, last - 1)]
+        time = time_of(memory, base, last - 1)
         newest[row] = time
         empty_ns = plus(plus(time, reach_ns), 1)
         while last < count:
-            time = memory[entry_word(place, capacity, start, last)]
+            time = time_of(memory, base, last)
             if time > empty_ns:
                 break
             empty_ns = plus(plus(time, reach_ns), 1)
