@@ -1,11 +1,13 @@
 """A checker must be shown to fail: one-line bugs are put into copies of the engine, and the test suite must catch each of them.
 
-    python tests/seeded_bugs.py [--only NAME ...] [--pending] [--list] [-j 2]
+    python tests/seeded_bugs.py [--only NAME ...] [--record] [--list] [-j 2]
 
 Each bug is an exact piece of source that occurs once in its file, and what it becomes; when the source has changed so that it does not,
-the run stops and says so. For each bug the engine and the tests are copied into a temporary folder, the bug is put in, and a quick
-selection of the suite runs there. It must fail in a test: with an assertion, or because the engine raised what it must not. A module
-that cannot be imported, a crash or a run without end does not count. The same selection must pass without any bug, first of all.
+the run stops and says so. For each bug the engine and the tests are copied into a temporary folder, the bug is put in, and tests run
+there, with kernels as plain Python, since compiling them would take longer than the tests: the one that caught the bug before, and if it
+no longer does, a quick selection of the suite; at last that selection with compiled kernels. One of them must fail: with an assertion, or
+because the engine raised what it must not. A module that cannot be imported, a crash or a run without end does not count. The tests that
+caught the bugs must all pass without any, first of all. `--record` writes down, in this file, which test caught which bug.
 
 Left out on purpose are changes that no caller can notice: a tag that is not compared (full ids are), a slot's TOTAL that is not
 reset (only differences of prefix sums mean anything), a prefetch of the wrong line.
@@ -22,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -67,9 +69,10 @@ class Bug(NamedTuple):
     old: str
     new: str
     why: str  # what goes wrong
+    by: str = ""  # the test that caught it when all were last tried
 
 
-#: Name, file and what goes wrong; then the source as it is (-) and with the bug (+).
+#: Name, file, what goes wrong and which test caught it; then the source as it is (-) and with the bug (+).
 CATALOGUE = r"""
 ==== windows and prefix sums
 
@@ -759,9 +762,9 @@ def _bugs(catalogue: str) -> Iterator[Bug]:
     for block in catalogue.strip().split("\n\n"):
         head, *lines = block.split("\n")
         if not head.startswith("===="):
-            name, file, why = head.split("  ")
+            name, file, why, *by = head.split("  ")
             old, new = ("\n".join(line[2:] for line in lines if line[0] == sign) for sign in "-+")
-            yield Bug(name, file, old, new, why)
+            yield Bug(name, file, old, new, why, *by)
 
 
 BUGS = list(_bugs(CATALOGUE))
@@ -786,22 +789,25 @@ class Lane:
     """A temporary copy of engine and tests, in which one bug is tried at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.cache, self.compiled = folder, folder / "cache", folder / "compiled"
+        self.folder = folder
         ignored = shutil.ignore_patterns("__pycache__", ".*")
         for part in ("engine", "tests"):
             shutil.copytree(ROOT / part, folder / part, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", folder)
 
-    def run(self, tests: list[str]) -> tuple[int, str]:
+    def run(self, tests: Sequence[str], compiled: bool = False) -> tuple[int, str]:
         """Exit code of pytest (-1: no end) and what it printed."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "RISKRING_", "HYPOTHESIS_"))}
         environment |= {
             "PYTHONPATH": str(self.folder),
-            "NUMBA_CACHE_DIR": str(self.cache),
+            "NUMBA_CACHE_DIR": str(self.folder / "cache"),
+            "NUMBA_DISABLE_JIT": "0" if compiled else "1",
             # Python would take the compiled old source for the new one when both have the same size and second.
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        command = [sys.executable, "-c", RUN, str(self.folder), *tests]
+        # Integers of NumPy warn when they wrap around, as the kernels mean them to.
+        wraps = [] if compiled else ["-W", "ignore::RuntimeWarning"]
+        command = [sys.executable, "-c", RUN, str(self.folder), *wraps, *tests]
         process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             printed, _ = process.communicate(timeout=SECONDS_MAX)
@@ -810,28 +816,34 @@ class Lane:
             return -1, process.communicate()[0]
         return process.returncode, printed
 
-    def prepare(self, selections: list[list[str]]) -> list[tuple[int, str]]:
-        """Run tests without a bug, and keep the machine code of the kernels for runs that do not change them."""
-        done = [self.run(tests) for tests in selections]
-        shutil.copytree(self.cache, self.compiled)
-        return done
-
     def attempt(self, bug: Bug) -> tuple[bool, str]:
         """Whether the tests catch a bug, and which test did; or what happened instead."""
         path = self.folder / "engine" / bug.file
-        source, status = path.read_text(), path.stat()
-        shutil.rmtree(self.cache)
-        shutil.copytree(self.compiled, self.cache)
+        source = path.read_text()
+        selection = CONVERSIONS if bug.file in CONVERSION_FILES else CORE
         path.write_text(source.replace(bug.old, bug.new))
         try:
-            code, printed = self.run(CONVERSIONS if bug.file in CONVERSION_FILES else CORE)
+            said = ""
+            for tests, compiled in (([bug.by], False), (selection, False), (selection, True)):
+                code, printed = self.run(tests, compiled) if tests != [""] else (0, "")
+                failed = re.search(r"^(?:FAILED|ERROR) (tests/\S+::.+?)(?: - .*)?$", printed, re.M)
+                if code == 1 and failed:
+                    return True, failed[1]
+                said += {0: "SURVIVED, ", -1: "NO END, "}.get(code, f"NO TEST FAILED, exit code {code}: {printed.strip()[-300:]}, ")
+            return False, said.removesuffix(", ")
         finally:
             path.write_text(source)
-            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # so that the machine code kept is not out of date
-        failed = re.search(r"^(?:FAILED|ERROR) (tests/\S+::.+?)(?: - .*)?$", printed, re.M)
-        if code == 1 and failed:
-            return True, failed[1].removeprefix("tests/")
-        return False, {0: "SURVIVED", -1: "NO END"}.get(code, f"NO TEST FAILED, exit code {code}: {printed.strip()[-300:]}")
+
+
+def record(caught: dict[str, str]) -> None:
+    """Write into this file which test caught which bug."""
+    here = Path(__file__)
+    text = here.read_text()
+    for bug in BUGS:
+        if bug.name in caught:
+            head = f"{bug.name}  {bug.file}  {bug.why}"
+            text = text.replace(f"\n{head}  {bug.by}\n" if bug.by else f"\n{head}\n", f"\n{head}  {caught[bug.name]}\n")
+    here.write_text(text)
 
 
 def outcomes(bugs: list[Bug], lanes: list[Lane]) -> Iterator[tuple[Bug, bool, str, float]]:
@@ -852,39 +864,17 @@ def outcomes(bugs: list[Bug], lanes: list[Lane]) -> Iterator[tuple[Bug, bool, st
         yield from pool.map(attempt, bugs)
 
 
-#: Bugs not yet seen to be caught since the kernels were last rewritten: left out unless asked for with --pending or --only. A name leaves
-#: this list when its bug has been caught; one that survives wants a test.
-PENDING_NAMES = """
-add-clock add-full add-jump add-late add-reason amount-limit bytes-not-compared clock-before-capacity compaction-heads
-compaction-place digest-kinds digest-position displaced-unmarked due-chunks due-free due-thorough empty-tag entries-edge
-expire-counts-nothing expire-four expire-line-edge expire-shortens expired-ring expired-third expired-too-early float-error
-float-sure free-slot-held gather-back gather-half gather-never growth-before growth-size home-line-only id-not-compared large-back
-large-end large-pool late-left-in late-left-out late-lost late-prefix late-tie late-window leap-days length-not-compared
-link-previous lookup-makes-users made-twice magazine-flush magazine-flush-short magazine-size move-left move-start multiplied-first
-no-pull-back no-undo no-undo-before peak-limit pull-back-home pull-back-mark pull-back-too-far reason-order record-lost record-twice
-refused-rounded release-nothing release-users retention room-late rounded-refused row-left-edge row-left-next rows-out-of-order
-seat-freed-early seat-kept siphash-length stale-line stale-slot sum-limit-above sum-limit-alone sum-limit-below sum-limit-expired
-sum-limit-unasked sweep-floor tag-believed ties-below ties-decimal ties-wide too-old top-ties unsigned users-limit wall-clock
-west-of-utc
-"""
-PENDING = frozenset(PENDING_NAMES.split())
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--only", action="append", metavar="NAME", help="only bugs of this name; may be a pattern such as 'late-*', and given again"
     )
-    parser.add_argument("--pending", action="store_true", help="only those that are not known to be caught")
+    parser.add_argument("--record", action="store_true", help="write into this file which test caught which bug")
     parser.add_argument("--list", action="store_true", help="show the bugs and run nothing")
     parser.add_argument("-j", type=int, default=2, metavar="N", help="so many at a time (default: 2)")
     options = parser.parse_args()
-    check_texts(BUGS)
-    if options.only is None and not options.list:
-        bugs = [bug for bug in BUGS if (bug.name in PENDING) == options.pending]
-        print(f"{len(bugs)} of {len(BUGS)} bugs; {len(PENDING)} are pending", flush=True)
-    else:
-        bugs = [bug for bug in BUGS if options.only is None or any(fnmatch(bug.name, name) for name in options.only)]
+    bugs = [bug for bug in BUGS if options.only is None or any(fnmatch(bug.name, name) for name in options.only)]
+    check_texts(bugs)
     width = max(len(bug.name) for bug in bugs)
     if options.list:
         for bug in bugs:
@@ -893,19 +883,19 @@ def main() -> int:
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="seeded-bugs-") as folder:
         lanes = [Lane(Path(folder).resolve() / f"lane{number}") for number in range(max(1, options.j))]
-        with ThreadPoolExecutor(len(lanes)) as pool:
-            # Both selections are shared out; each compiles all kernels, so further lanes take one of them again.
-            shares = [[CORE, CONVERSIONS]] if len(lanes) == 1 else [[CORE], *[[CONVERSIONS]] * (len(lanes) - 1)]
-            plain = [run for runs in pool.map(Lane.prepare, lanes, shares) for run in runs]
-        for code, printed in plain:
-            print("without a bug:", printed.strip().splitlines()[-1] if printed.strip() else "nothing printed", flush=True)
-            if code:
-                print(printed)
-                return 1
-        passed = 0
+        code, printed = lanes[0].run(sorted({bug.by for bug in bugs if bug.by}) or CORE)
+        print("without a bug:", printed.strip().splitlines()[-1] if printed.strip() else "nothing printed", flush=True)
+        if code:
+            print(printed)
+            return 1
+        found = {}
         for bug, caught, by, seconds in outcomes(bugs, lanes):
-            passed += caught
+            if caught:
+                found[bug.name] = by
             print(f"{bug.name:{width}}  {'caught by' if caught else 'NOT CAUGHT:'} {by}  {seconds:.1f} s", flush=True)
+    if options.record:
+        record(found)
+    passed = len(found)
     print(f"{passed} passed, {len(bugs) - passed} failed in {time.monotonic() - start:.0f} s")
     return 0 if passed == len(bugs) else 1
 

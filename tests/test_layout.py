@@ -33,7 +33,7 @@ ORDER = [
     *["reference", "generate", "flags", "terminal", "forecast", "doctor", "adapters", "measurements", "benchmark", "__init__", "cli"],
 ]
 KERNELS_ORDER = [
-    *["compile", "convert", "layout", "exact", "hashing", "probing", "blocks", "rows", "upkeep", "windows", "roofline", "__init__"],
+    *["layout", "compile", "convert", "exact", "hashing", "probing", "blocks", "rows", "upkeep", "windows", "roofline", "__init__"],
 ]
 
 SOURCE_FILES = sorted((ROOT / "engine").rglob("*.py"))

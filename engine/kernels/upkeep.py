@@ -122,13 +122,12 @@ def list_due(memory, control, marks, first, last, floor_ns, thorough, every_ring
 
 
 @inline
-def ask_expiry(memory, table, control, keys, slot, floor_ns, is_bytes):
-    """Prefetch the lines that expiring this slot will touch: of the index if the user goes, of its ring if it is shortened."""
+def ask_expiry(memory, table, control, keys, slot, is_bytes):
+    """Prefetch the lines that expiring this slot may touch: of the index, and of its ring."""
     base = natural(slot) * LINE_WORDS
+    prefetch(table, home_of(slot_high(memory, keys, slot, is_bytes), control[TABLE_LINES]) * BUCKET)
     meta = memory[base + META]
-    if memory[base + NEWEST] < floor_ns:
-        prefetch(table, home_of(slot_high(memory, keys, slot, is_bytes), control[TABLE_LINES]) * BUCKET)
-    elif meta >= RING_FROM:
+    if meta >= RING_FROM:
         start = memory[base + SPAN] & HALF_MASK
         prefetch(memory, entry_word(meta & PLACE_MASK, meta >> PLACE_BITS, start, memory[base + LEFT] >> 1))
 
@@ -217,12 +216,12 @@ def expire_slots(
             for ahead in range(min(2 * AHEAD, count)):
                 prefetch(memory, np.int64(due[ahead]) * LINE_WORDS)
             for ahead in range(min(AHEAD, count)):
-                ask_expiry(memory, table, control, keys, np.int64(due[ahead]), floor_ns, is_bytes)
+                ask_expiry(memory, table, control, keys, np.int64(due[ahead]), is_bytes)
             continue
         if listed + 2 * AHEAD < count:
             prefetch(memory, np.int64(due[natural(listed + 2 * AHEAD)]) * LINE_WORDS)
         if listed + AHEAD < count:
-            ask_expiry(memory, table, control, keys, np.int64(due[natural(listed + AHEAD)]), floor_ns, is_bytes)
+            ask_expiry(memory, table, control, keys, np.int64(due[natural(listed + AHEAD)]), is_bytes)
         slot = np.int64(due[natural(listed)])
         listed += 1
         base = natural(slot) * LINE_WORDS
