@@ -99,7 +99,7 @@ BUCKET = 16
 DISPLACED = 1 << 31
 
 #: Rows that a prefetch runs ahead of its use.
-AHEAD = 24
+AHEAD = 12
 
 EMPTY = -(2**63)
 TIME_MIN = -(2**63) + 1
