@@ -28,7 +28,7 @@ from engine.config import REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.errors import CapacityError, ConfigError, EngineError, SchemaError, TimeTooOldError
 from engine.instants import amount_units, instant_ns, instant_text
 from engine.kernels import admit_rows
-from engine.results import Explanation, IngestResult, Stats, reason_counts, rows_with_reasons
+from engine.results import Explanation, IngestResult, Stats, joined, reason_counts, rows_with_reasons
 from engine.shard import Features, features_table
 from engine.shards import Piece, Shards
 from engine.sources import read
@@ -227,13 +227,15 @@ class RiskEngine:
         scores, rejects = [], []
         for piece in pieces:
             columns = piece.columns
-            refused = columns.reasons != 0 if columns.reasons.any() else None
-            if refused is None:
+            rounded_rows = columns.rounded.view(np.bool_)
+            refused = None
+            if piece.applied == len(columns):
                 counts[0] += len(columns)
-                rounded += int(np.count_nonzero(columns.rounded))
             else:
+                refused = columns.reasons != 0
                 counts += np.bincount(columns.reasons, minlength=len(REASONS) + 1)
-                rounded += int(np.count_nonzero(columns.rounded[~refused]))
+                rounded_rows = rounded_rows[~refused]
+            rounded += int(np.count_nonzero(rounded_rows))
             if piece.scores is not None:
                 scores.append(array_of(piece.scores, pa.float64(), refused))
             if refused is not None:
@@ -246,7 +248,7 @@ class RiskEngine:
             accepted=int(counts[0]),
             rejected=reason_counts(counts),
             rounded=rounded,
-            scores=pa.concat_arrays(scores) if wanted and scores else None,
+            scores=joined(scores) if scores else None,
             _rejects=tuple(rejects),
         )
 

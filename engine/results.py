@@ -52,7 +52,7 @@ class IngestResult:
         """One result of the results of a source's batches."""
         scores = None
         if wanted:
-            scores = pa.concat_arrays([part.scores for part in parts]) if parts else pa.array([], pa.float64())
+            scores = joined([part.scores for part in parts]) if parts else pa.array([], pa.float64())
         return cls(
             rows=sum(part.rows for part in parts),
             accepted=sum(part.accepted for part in parts),
@@ -66,6 +66,11 @@ class IngestResult:
     def _repr_html_(self) -> str:
         counts = [("rows", self.rows), ("accepted", self.accepted), *self.rejected.items(), ("rounded", self.rounded)]
         return _html_table([(name, f"{count:,}") for name, count in counts])
+
+
+def joined(arrays: list[Any]) -> Any:
+    """Arrow arrays as one; a single one is not copied."""
+    return arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays)
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,8 +203,8 @@ class Shard:
         rows: NDArray[np.int32],
         slots: NDArray[np.int32] | None,
         scores: NDArray[np.float64] | None,
-    ) -> None:
-        """Put rows, which certainly fit, into their users' lines and rings, and write their scores.
+    ) -> int:
+        """Put rows, which certainly fit, into their users' lines and rings, and write their scores. Returns how many.
 
         `slots` is what `reserve` gave for them; without it users are looked up, and made where they are new.
         Rows that break the limit of sums get their reason.
@@ -213,7 +213,7 @@ class Shard:
             self.control[at.UNITS_MAX] = units_max
             self.control[at.SAFE_COUNT] = at.INT64_MAX // units_max
         ids = columns.ids
-        take_rows(
+        applied = take_rows(
             ids.values,
             ids.offsets,
             ids.data,
@@ -239,6 +239,7 @@ class Shard:
             _NO_SCORES if scores is None else scores,
             columns.reasons,
         )
+        return int(applied)
 
     def takes_one(self, id_bytes: int, units: int) -> bool:
         """Whether it is plain that one row more, of a user old or new, fits and will not be refused for its sum."""

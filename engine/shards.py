@@ -42,7 +42,7 @@ Answer = TypeVar("Answer")
 Rows = NDArray[np.int32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Piece:
     """One record batch on its way into the shards."""
 
@@ -53,6 +53,7 @@ class Piece:
     hashes: NDArray[np.uint64]  # (n,)
     rows: list[Rows]  # those rows, for each shard, in arrival order
     scores: NDArray[np.float64] | None  # (n,) where to write scores, if they are wanted
+    applied: int = 0  # rows that a shard has taken up
 
 
 class Shards:
@@ -128,7 +129,7 @@ class Shards:
         if any(shard.users + len(rows) > shard.slots_max for shard, rows in zip(self._shards, piece.rows, strict=True)):
             self._apply_tight([piece], kind, clock_ns)
             return
-        self._put(piece, [None] * len(self._shards))
+        piece.applied += self._put(piece, [None] * len(self._shards))
 
     def _apply_tight(self, pieces: list[Piece], kind: str, clock_ns: int | None) -> None:
         """As `apply`, for batches that may not fit: users whose transactions have expired make room first."""
@@ -158,7 +159,7 @@ class Shards:
                 return False
             reserved.append(slots)
         for piece, slots in zip(pieces, reserved, strict=True):
-            self._put(piece, slots)
+            piece.applied += self._put(piece, slots)
         return True
 
     def _apply_range(self, piece: Piece, first: int, last: int, kind: str) -> None:
@@ -171,7 +172,7 @@ class Shards:
         part = Piece(piece.columns, piece.clock_ns, sum(map(len, rows)), piece.units_max, piece.hashes, rows, piece.scores)
         slots = self._reserve(part, kind)
         if slots is not None:
-            self._put(part, slots)
+            piece.applied += self._put(part, slots)
         elif part.admitted == 1:
             raise CapacityError(
                 f"a shard is full before users={self.config.users:,} are; the rows before it were applied; use fewer shards or more users"
@@ -195,17 +196,11 @@ class Shards:
         for shard, reserved in zip(self._shards, slots, strict=True):
             shard.release(reserved, len(reserved), kind)
 
-    def _put(self, piece: Piece, slots: Sequence[Rows | None]) -> None:
-        if piece.admitted < _THREADED_ROWS:
-            for shard, rows, mine in zip(self._shards, piece.rows, slots, strict=True):
-                if len(rows):
-                    shard.take(piece.columns, piece.hashes, piece.clock_ns, piece.units_max, rows, mine, piece.scores)
-            return
-        self._each(
-            list(zip(piece.rows, slots, strict=True)),
-            lambda shard, mine: shard.take(piece.columns, piece.hashes, piece.clock_ns, piece.units_max, mine[0], mine[1], piece.scores),
-            piece.admitted,
-        )
+    def _put(self, piece: Piece, slots: Sequence[Rows | None]) -> int:
+        def take(shard: Shard, mine: tuple[Rows, Rows | None]) -> int:
+            return shard.take(piece.columns, piece.hashes, piece.clock_ns, piece.units_max, *mine, piece.scores) if len(mine[0]) else 0
+
+        return sum(self._each(list(zip(piece.rows, slots, strict=True)), take, piece.admitted))
 
     def _check_memory(self, pieces: list[Piece], rows: int) -> None:
         of_one = rows

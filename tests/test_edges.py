@@ -122,17 +122,32 @@ class TestFullLines:
     """Users beyond their home line in the index."""
 
     @staticmethod
-    def crowd(shard: Shard, kind: str, draw: np.random.Generator) -> tuple[Ids, Any, Any]:
-        """Ids, hashes and rows of 52 users in 7 lines of 16: 40 are at home in the last, which wraps around, 12 in the first."""
+    def of_lines(shard: Shard, kind: str, draw: np.random.Generator | None, *homes: tuple[int, int]) -> tuple[Ids, Any, Any]:
+        """Ids, hashes and rows of users in 7 lines of 16: of each of these lines so many; in this order or a random one."""
         lines = 7
         assert int(shard.index.table.size) == 16 * lines
         names = pa.array([f"user {number}" if kind == "string" else number for number in range(2_000)])  # type: ignore[misc]
         hashes, _ = split_rows(ids_of(names, "user_id"), np.zeros(2_000, np.uint8), shard.index.keys, 1)
         home = ((hashes >> np.uint64(32)).astype(np.int64) * lines) >> 32
-        chosen = draw.permutation(np.concatenate([np.flatnonzero(home == lines - 1)[:40], np.flatnonzero(home == 0)[:12]]))
+        chosen = np.concatenate([np.flatnonzero(home == line)[:count] for line, count in homes])
+        chosen = chosen if draw is None else draw.permutation(chosen)
         ids = ids_of(names.take(pa.array(chosen)), "user_id")
         hashes, (rows,) = split_rows(ids, np.zeros(len(chosen), np.uint8), shard.index.keys, 1)
         return ids, hashes, rows
+
+    @classmethod
+    def crowd(cls, shard: Shard, kind: str, draw: np.random.Generator) -> tuple[Ids, Any, Any]:
+        """Of 52 users 40 are at home in the last line, which wraps around, 12 in the first."""
+        return cls.of_lines(shard, kind, draw, (6, 40), (0, 12))
+
+    @pytest.mark.parametrize("kind", ["int64", "string"])
+    def test_nobody_is_pulled_back_beyond_home(self, kind: str) -> None:
+        shard = Shard(Config.of(users=64, shards=1), 64, random_keys(5))
+        ids, hashes, rows = self.of_lines(shard, kind, None, (2, 16), (3, 17))  # the last one is in line 4
+        slots, _ = shard.reserve(ids, hashes, rows)
+        shard.release(slots[:1], 1, kind)
+        assert shard.find(ids, hashes, rows).tolist() == [-1, *slots[1:].tolist()]
+        shard.index.check(shard.memory, kind)
 
     @pytest.mark.parametrize("kind", ["int64", "string"])
     def test_displaced_users_have_scores(self, kind: str) -> None:
@@ -176,7 +191,7 @@ class TestWindows:
     @pytest.mark.parametrize(("enters", "zero_at"), [(10, 21), (11, 22), (12, 11)])
     def test_zero_at_when_one_enters_as_the_last_leaves(self, enters: int, zero_at: int) -> None:
         # Seen from 0 ns: the transaction of 0 ns counts through 10 ns; one of 11 ns keeps the window from ever being empty before 22 ns.
-        for more in ([], [(1, 1, -20), (1, 1, -20), (1, 1, -19)]):  # in the slot line, and in a larger ring
+        for more in ([], [(1, 1, -20), (1, 1, -20), (1, 1, -19)]):  # in the slot line, and in a ring
             engine = make(lateness="100ns")
             put(engine, *more, (1, 5, 0), (1, 7, enters))
             features = engine.features([1], at=instant(0))
@@ -184,7 +199,7 @@ class TestWindows:
             assert times == [0, min(10, enters - 1), zero_at]
 
     def test_the_newest_exactly_on_the_edge_counts(self) -> None:
-        for more in ([], [(1, 1, -20), (1, 1, -20), (1, 1, -19)]):
+        for more in ([], [(1, 1, -20), (1, 1, -20), (1, 1, -20), (1, 1, -19)]):
             engine = make()
             put(engine, *more, (1, 5, 0))
             assert [engine.score(1, at=instant(at)) for at in (0, 10, 11)] == [5.0, 5.0, 0.0]
