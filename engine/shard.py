@@ -336,7 +336,7 @@ class Shard:
         self._round_ends(floor_ns)
         return freed
 
-    def sweep(self, floor_ns: int, kind: str | None, slots: int, most: int) -> None:
+    def sweep(self, kind: str | None, floor_ns: int, slots: int, most: int) -> None:
         """Free users whose entries are all before `floor_ns`, and shorten rings: look at the next `slots` slots of a round over all.
 
         It ends earlier when it had to look into `most` of them. Cost: a byte per slot, and few random lines per slot looked into.

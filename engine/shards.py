@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -40,6 +41,8 @@ _SWEEP_LOOKED: Final = 256
 
 Answer = TypeVar("Answer")
 Rows = NDArray[np.int32]
+Sweep = tuple[int, int, int]  # the arguments of `Shard.sweep`
+_NO_SWEEPS: Final[Sequence[Sweep]] = ()
 
 
 @dataclass(slots=True)
@@ -103,12 +106,11 @@ class Shards:
         self._check_memory(pieces, rows)
         if self.users + rows <= self.config.users:
             for piece in pieces:
-                self._apply_one(piece, kind, clock_ns)
-                clock_ns = self._swept(piece, clock_ns, kind)
+                clock_ns = self._apply_one(piece, kind, clock_ns)
         else:
             self._apply_tight(pieces, kind, clock_ns)
             for piece in pieces:
-                clock_ns = self._swept(piece, clock_ns, kind)
+                clock_ns = self._swept(piece, kind, clock_ns)
 
     def add(self, value: int, data: NDArray[np.uint8], kind: str, units: int, when_ns: int, clock_ns: int) -> float | None:
         """Apply one row of one user, an integer or bytes, that passed the guards. Returns its score.
@@ -121,15 +123,22 @@ class Shards:
             return None
         after_ns = max(clock_ns, when_ns)
         score = shard.add(value, data, kind, found, units, when_ns, after_ns)
-        self._sweep(after_ns, after_ns - clock_ns, kind, 1)
+        for each, sweep in zip(self._shards, self._sweeps(after_ns, after_ns - clock_ns, 1), strict=False):
+            each.sweep(kind, *sweep)
         return score
 
-    def _apply_one(self, piece: Piece, kind: str, clock_ns: int | None) -> None:
-        """Slots and rings in one go for a piece that certainly fits, unless a shard got far more than its share of the users."""
+    def _apply_one(self, piece: Piece, kind: str, clock_ns: int | None) -> int | None:
+        """Slots, rings and expiry in one go for a piece that certainly fits, unless a shard got far more than its share of the users.
+
+        Returns the clock after it.
+        """
         if any(shard.users + len(rows) > shard.slots_max for shard, rows in zip(self._shards, piece.rows, strict=True)):
             self._apply_tight([piece], kind, clock_ns)
-            return
-        piece.applied += self._put(piece, [None] * len(self._shards))
+            return self._swept(piece, kind, clock_ns)
+        if piece.admitted:
+            sweeps, clock_ns = self._sweeps_after(piece, clock_ns)
+            piece.applied += self._put(piece, [None] * len(self._shards), sweeps, kind)
+        return clock_ns
 
     def _apply_tight(self, pieces: list[Piece], kind: str, clock_ns: int | None) -> None:
         """As `apply`, for batches that may not fit: users whose transactions have expired make room first."""
@@ -159,7 +168,7 @@ class Shards:
                 return False
             reserved.append(slots)
         for piece, slots in zip(pieces, reserved, strict=True):
-            piece.applied += self._put(piece, slots)
+            piece.applied += self._put(piece, slots, _NO_SWEEPS, kind)
         return True
 
     def _apply_range(self, piece: Piece, first: int, last: int, kind: str) -> None:
@@ -172,7 +181,7 @@ class Shards:
         part = Piece(piece.columns, piece.clock_ns, sum(map(len, rows)), piece.units_max, piece.hashes, rows, piece.scores)
         slots = self._reserve(part, kind)
         if slots is not None:
-            piece.applied += self._put(part, slots)
+            piece.applied += self._put(part, slots, _NO_SWEEPS, kind)
         elif part.admitted == 1:
             raise CapacityError(
                 f"a shard is full before users={self.config.users:,} are; the rows before it were applied; use fewer shards or more users"
@@ -196,11 +205,19 @@ class Shards:
         for shard, reserved in zip(self._shards, slots, strict=True):
             shard.release(reserved, len(reserved), kind)
 
-    def _put(self, piece: Piece, slots: Sequence[Rows | None]) -> int:
-        def take(shard: Shard, mine: tuple[Rows, Rows | None]) -> int:
-            return shard.take(piece.columns, piece.hashes, piece.clock_ns, piece.units_max, *mine, piece.scores) if len(mine[0]) else 0
+    def _put(self, piece: Piece, slots: Sequence[Rows | None], sweeps: Sequence[Sweep], kind: str) -> int:
+        """Rows into shards, and then expiry, if there are sweeps. Returns the rows applied."""
 
-        return sum(self._each(list(zip(piece.rows, slots, strict=True)), take, piece.admitted))
+        def put(shard: Shard, work: tuple[Rows, Rows | None, Sweep | None]) -> int:
+            rows, mine, sweep = work
+            applied = 0
+            if len(rows):
+                applied = shard.take(piece.columns, piece.hashes, piece.clock_ns, piece.units_max, rows, mine, piece.scores)
+            if sweep:
+                shard.sweep(kind, *sweep)
+            return applied
+
+        return sum(self._each(list(zip_longest(piece.rows, slots, sweeps)), put, piece.admitted))
 
     def _check_memory(self, pieces: list[Piece], rows: int) -> None:
         of_one = rows
@@ -316,29 +333,32 @@ class Shards:
         floor_ns = self._floor_ns(clock_ns)
         return sum(self._all(lambda shard: shard.expire(floor_ns, kind)))
 
-    def _swept(self, piece: Piece, clock_ns: int | None, kind: str) -> int | None:
+    def _swept(self, piece: Piece, kind: str, clock_ns: int | None) -> int | None:
         """Expire in keeping with a piece that has been applied. Returns the clock after it."""
-        if piece.admitted == 0:
-            return clock_ns
-        after_ns = int(piece.clock_ns[-1])
-        self._sweep(after_ns, after_ns - (after_ns if clock_ns is None else clock_ns), kind, piece.admitted)
-        return after_ns
+        if piece.admitted:
+            sweeps, clock_ns = self._sweeps_after(piece, clock_ns)
+            for shard, sweep in zip(self._shards, sweeps, strict=False):
+                shard.sweep(kind, *sweep)
+        return clock_ns
 
-    def _sweep(self, clock_ns: int, moved_ns: int, kind: str, rows: int) -> None:
-        """Expire some slots, in keeping with how far the clock has moved, and with the rows that came."""
+    def _sweeps_after(self, piece: Piece, clock_ns: int | None) -> tuple[Sequence[Sweep], int]:
+        after_ns = int(piece.clock_ns[-1])
+        return self._sweeps(after_ns, after_ns - (after_ns if clock_ns is None else clock_ns), piece.admitted), after_ns
+
+    def _sweeps(self, clock_ns: int, moved_ns: int, rows: int) -> Sequence[Sweep]:
+        """What each shard is to expire, in keeping with how far the clock has moved, and with the rows that came; or nothing yet."""
         if moved_ns == 0 and self._sweep_debt == 0:
-            return
+            return _NO_SWEEPS
         debt = self._sweep_debt + _SWEEP_ROUNDS * moved_ns / max(self.config.retention_ns, 1)
         self._sweep_debt = min(debt, float(_SWEEP_ROUNDS))
         used = sum(shard.slots_used for shard in self._shards)
         slots = int(min(self._sweep_debt * used, _SWEEP_SLOTS_MAX))
         if slots == 0 or slots < min(used, _SWEEP_SLOTS_MIN):
-            return  # not worth the call yet
+            return _NO_SWEEPS  # not worth the call yet
         self._sweep_debt -= slots / used
         floor_ns = self._floor_ns(clock_ns)
         most = _SWEEP_LOOKED + 2 * rows // len(self._shards)
-        shares = [1 + slots * shard.slots_used // used for shard in self._shards]
-        self._each(shares, lambda shard, share: shard.sweep(floor_ns, kind, share, most), rows)
+        return [(floor_ns, 1 + slots * shard.slots_used // used, most) for shard in self._shards]
 
     def retained(self, clock_ns: int | None) -> tuple[int, int]:
         """Users with a retained transaction, and retained transactions."""

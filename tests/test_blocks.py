@@ -323,7 +323,7 @@ class Rows:
         if slots is None:
             self.shard.expire(floor_ns, kind)
         else:
-            self.shard.sweep(floor_ns, kind, slots, most=1 << 30)
+            self.shard.sweep(kind, floor_ns, slots, most=1 << 30)
 
 
 def workload(seed: int, kind: str) -> list[tuple[list[Any], list[int], list[int]]]:
@@ -629,7 +629,7 @@ class TestRounds:
         shard = rows.shard
         while shard.users > 1:
             before = shard.users
-            shard.sweep(1_000 - 35, "int64", 1_000_000, most=1)
+            shard.sweep("int64", 1_000 - 35, 1_000_000, most=1)
             shard.check("int64")
             assert 0 < before - shard.users <= 1_024
 
