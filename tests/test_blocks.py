@@ -616,6 +616,11 @@ class TestRounds:
                     break
             epoch = 1 << int(shard.control[at.EPOCH_BITS])
             floor_ns = clock - config.retention_ns
+            # No mark is left that was due; all of them can still be told apart.
+            slots = shard.slots_retained(-(2**63))
+            newest_epochs = shard.newest(slots) // epoch
+            marked = newest_epochs - (newest_epochs - shard.marks[slots]) % at.MARKED
+            assert (marked >= floor_ns // epoch).all()
             held = set(shard.ids_of(shard.slots_retained(-(2**63)), "int64").values.tolist())
             assert {user for user, time in newest.items() if time >= floor_ns} <= held
             late = [user for user in held if newest[user] < floor_ns - epoch]

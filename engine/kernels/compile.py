@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.core.extending import intrinsic
@@ -186,11 +187,11 @@ def _lanes_equal_plain(words: Any, position: Any, mask: int, wanted: int) -> int
     return sum(1 << lane for lane in range(LANES) if int(words[position + lane]) & mask == wanted)
 
 
-def _marks_due_plain(marks: Any, position: Any, before: Any) -> int:
+def _marks_due_plain(marks: Any, position: Any, before: Any) -> Any:
     epochs = range(1, MARK_EPOCHS - 1)
     found = (int(marks[position + lane]) for lane in range(MARK_LANES))
     bits = sum(1 << lane for lane, mark in enumerate(found) if mark >= MARKED and (int(before) - mark) % MARKED in epochs)
-    return bits - (bits >> 63 << 64)
+    return np.int64(bits - (bits >> 63 << 64))  # which wraps around as the machine's does
 
 
 def _lowest_bit_plain(word: Any) -> int:
