@@ -12,8 +12,10 @@ from typing import Final
 
 from engine.config import BLOCK_LINES
 
-#: Expired transactions of active users are held a while longer, until their place is needed or expiry comes round. Busy users' rings are as
-#: large as the most transactions they had to hold at a time, so many standard deviations above the mean.
+#: Users without a retained transaction are freed when expiry next comes round. Expired transactions of active users are held a while longer,
+#: until their place is needed or expiry comes round. Busy users' rings are as large as the most transactions they had to hold at a time, so
+#: many standard deviations above the mean.
+SWEPT_RETENTIONS: Final = 1 + 1 / 32
 HELD_RETENTIONS: Final = 1.3
 HELD_DEVIATIONS: Final = 1.5
 
@@ -43,11 +45,11 @@ def forecast(users: int, rate: float, retention_ns: int, id_bytes: int = 0) -> d
     Example:
         >>> parts = forecast(10_000_000, 100_000.0, 120 * 10**9)
         >>> round(parts["total"] / parts["active_users"])
-        90
+        79
     """
     mean = rate * retention_ns / 1e9 / users
     held_mean = min(HELD_RETENTIONS * mean, mean + HELD_DEVIATIONS * math.sqrt(mean))
-    slots = users * -math.expm1(-held_mean)
+    slots = users * -math.expm1(-SWEPT_RETENTIONS * mean)
     ring_entries, held = 0.0, _IN_LINE
     for capacity in _capacities():
         more = _poisson_at_least(held_mean, held + 1)

@@ -423,6 +423,16 @@ class TestSeats:
                     assert engine.stats().rows == before
                     assert put(engine, ("a", 3, 5)) == [2.0 if before else 3.0]
 
+    @pytest.mark.parametrize("shards", [1, 2])
+    def test_users_of_a_refused_batch_keep_what_they_had(self, shards: int) -> None:
+        engine = make(users=3, shards=shards)
+        put(engine, ("a", 1, 0), ("b", 2, 0))
+        digest = engine.digest()
+        with pytest.raises(CapacityError, match="4 users"):
+            put(engine, ("a", 5, 1), ("c", 1, 1), ("b", 7, 1), ("d", 1, 1))
+        assert engine.digest() == digest
+        assert put(engine, ("a", 3, 1), ("b", 4, 1), ("c", 5, 1)) == [2.0, 3.0, 5.0]
+
     def test_the_last_seat_can_be_taken(self) -> None:
         engine = make(users=3, shards=2)
         assert put(engine, ("a", 1, 0), ("b", 1, 0)) == [1.0, 1.0]
