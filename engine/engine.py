@@ -365,9 +365,9 @@ class RiskEngine:
             at_ns = self._at_ns(at)
             assert at_ns is not None, "an engine that has a kind of ids has a clock"
             if id_kind == "int64":
-                return self._shards.score(user_id, NO_BYTES, kind, at_ns)
+                return self._shards.score(user_id, NO_BYTES, False, at_ns)
             data = np.frombuffer(user_id.encode() if id_kind == "string" else user_id, np.uint8)
-            return self._shards.score(0, data, kind, at_ns)
+            return self._shards.score(0, data, True, at_ns)
 
     def scores(self, user_ids: Any, *, at: Any = None) -> Any:
         """Scores of many users at an instant.

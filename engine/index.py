@@ -52,10 +52,10 @@ def split_rows(
     return hashes, [rows[bounds[shard] : bounds[shard + 1]] for shard in range(shards)]
 
 
-def hash_of(value: int, data: NDArray[np.uint8], kind: str, keys: NDArray[np.uint64], shards: int) -> tuple[Any, int]:
+def hash_of(value: int, data: NDArray[np.uint8], by_bytes: bool, keys: NDArray[np.uint64], shards: int) -> tuple[int, int]:
     """Hash of one id, an integer or bytes, and the shard it belongs to."""
-    found = hash_one(value, data, is_bytes(kind), keys)
-    return found, ((int(found) >> 16 & 0xFFFF) * shards) >> 16
+    found = int(hash_one(value, data, by_bytes, keys))
+    return found, ((found >> 16 & 0xFFFF) * shards) >> 16
 
 
 def is_bytes(kind: str | None) -> bool:

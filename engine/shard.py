@@ -248,7 +248,7 @@ class Shard:
             return False
         return bool(control[at.USERS] < self.slots_max and self.room_for(1, 1) and self.index.takes_one(id_bytes))
 
-    def add(self, value: int, data: NDArray[np.uint8], kind: str, found: Any, units: int, when_ns: int, clock_ns: int) -> float:
+    def add(self, value: int, data: NDArray[np.uint8], kind: str, found: int, units: int, when_ns: int, clock_ns: int) -> float:
         """`take` of one row of one user, an integer or bytes, with this hash. Returns its score."""
         columns = self._row_of_one
         if is_bytes(kind):
@@ -287,14 +287,14 @@ class Shard:
             out,
         )
 
-    def score(self, value: int, data: NDArray[np.uint8], kind: str, found: Any, at_ns: int) -> float:
+    def score(self, value: int, data: NDArray[np.uint8], by_bytes: bool, found: int, at_ns: int) -> float:
         """Score of one user, an integer or bytes, with this hash, at an instant."""
         config, index = self.config, self.index
         return float(
             window_score(
                 value,
                 data,
-                is_bytes(kind),
+                by_bytes,
                 found,
                 at_ns,
                 config.reach_ns,

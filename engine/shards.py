@@ -21,7 +21,7 @@ from engine.capacity import users_peak
 from engine.columns import Columns, Ids, ids_of, ids_to_arrow
 from engine.config import RING_CAPACITY_MAX, TIME_NS_MIN, Config
 from engine.errors import CapacityError
-from engine.index import hash_of, random_keys, split_rows
+from engine.index import hash_of, is_bytes, random_keys, split_rows
 from engine.shard import Features, Shard
 
 #: Slots of a shard that `greatest` looks at together: their features stay in the second-level cache.
@@ -117,7 +117,7 @@ class Shards:
 
         None, and nothing done, if it takes more than that: making room, or a sum so large that the row may be refused.
         """
-        found, number = hash_of(value, data, kind, self._keys, len(self._shards))
+        found, number = hash_of(value, data, is_bytes(kind), self._keys, len(self._shards))
         shard = self._shards[number]
         if self.users >= self.config.users or not shard.takes_one(len(data), abs(units)):
             return None
@@ -271,10 +271,10 @@ class Shards:
         self._each(rows, lambda shard, mine: shard.scores(ids, hashes, mine, at_ns, scores), len(ids))
         return scores
 
-    def score(self, value: int, data: NDArray[np.uint8], kind: str, at_ns: int) -> float:
+    def score(self, value: int, data: NDArray[np.uint8], by_bytes: bool, at_ns: int) -> float:
         """Score of one user, an integer or bytes, at an instant."""
-        found, shard = hash_of(value, data, kind, self._keys, len(self._shards))
-        return self._shards[shard].score(value, data, kind, found, at_ns)
+        found, shard = hash_of(value, data, by_bytes, self._keys, len(self._shards))
+        return self._shards[shard].score(value, data, by_bytes, found, at_ns)
 
     def features(self, ids: Ids, unknown: NDArray[np.uint8], at_ns: int, clock_ns: int | None) -> Features:
         """Features of users at an instant, those of unknown users where `unknown` is set."""

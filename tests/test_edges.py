@@ -166,7 +166,7 @@ class TestFullLines:
             for row in range(count):
                 value = 0 if kind == "string" else int(ids.values[row])
                 data = ids.data[ids.offsets[row] : ids.offsets[row + 1]] if kind == "string" else ids.data
-                assert shard.score(value, data, kind, hashes[row], turn) == scores[row]
+                assert shard.score(value, data, kind == "string", int(hashes[row]), turn) == scores[row]
 
     @pytest.mark.parametrize("kind", ["int64", "string"])
     @pytest.mark.parametrize("seed", range(6))
