@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
