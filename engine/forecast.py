@@ -12,9 +12,9 @@ from typing import Final
 
 from engine.config import BLOCK_LINES
 
-#: Users without a retained transaction are freed when expiry next comes round. Expired transactions of active users are held a while longer,
-#: until their place is needed or expiry comes round. Busy users' rings are as large as the most transactions they had to hold at a time, so
-#: many standard deviations above the mean.
+#: Users without a retained transaction are freed when expiry next comes round. Expired transactions of active users are held a while
+#: longer, until their place is needed or expiry comes round. Busy users' rings are as large as the most transactions they had to hold at a
+#: time, so many standard deviations above the mean.
 SWEPT_RETENTIONS: Final = 1 + 1 / 32
 HELD_RETENTIONS: Final = 1.3
 HELD_DEVIATIONS: Final = 1.5
