@@ -344,7 +344,7 @@ class Shard:
         if not self._by_lines and self._epochs(floor_ns) - self._epochs(self._marks_from_ns) >= _EPOCHS_MAX:
             self._round_begins(floor_ns, by_lines=True)
         slots = max(slots // (_LINE_IN_MARKS if self._by_lines else 1), 1)
-        last = min(int(self.control[at.SWEPT]) - slots // -at.MARK_LANES * at.MARK_LANES, self.slots_used)
+        last = min(int(self.control[at.SWEPT]) + slots, self.slots_used)
         self._expire(last, most, floor_ns, False, kind)
         if self.control[at.SWEPT] >= self.slots_used:
             self._round_ends(floor_ns)

@@ -648,6 +648,7 @@ release-nothing  kernels/probing.py  slots made for a refused batch are not undo
 + if memory[base + META] == 2 and memory
 
 release-users  kernels/probing.py  users of a refused batch lose what they had
+@ tests/test_edges.py::TestSeats::test_users_of_a_refused_batch_keep_what_they_had[1]
 - if memory[base + META] == 1 and memory[base + NEWEST] == EMPTY:
 + if memory[base + META] == 1:
 
@@ -695,6 +696,7 @@ expired-third  kernels/upkeep.py  entries that are freed with their user are cou
 + freed += INLINE_CAPACITY
 
 expired-ring  kernels/upkeep.py  what a line has before 1970 is not listed as due
+@ tests/test_blocks.py::TestRounds::test_a_round_frees_whom_it_must[1]
 - gone = (meta != 0) & (newest < floor_ns)
 + gone = (meta != 0) & (newest < floor_ns) & (newest >= 0)
 
@@ -938,15 +940,17 @@ enter-unfit  kernels/rows.py  a large amount goes back into a line
 +     fit = True
 
 enter-unfit-known  kernels/rows.py  large amounts are taken for small ones
+@ tests/test_blocks.py::TestUnitsOfLines::test_the_last_of_a_ring[True-2147483648]
 -     if control[UNITS_MAX] < INLINE_UNITS:
 +     if control[UNITS_MAX] <= INLINE_UNITS:
 
 expire-unfit  kernels/upkeep.py  expiry puts large amounts into a line
-@ tests/test_edges.py::TestRings::test_a_ring_wraps_where_it_drops_its_oldest
+@ tests/test_blocks.py::TestUnitsOfLines::test_the_last_of_a_ring[True-2147483648]
 - if count <= INLINE_CAPACITY and may_enter_line(memory, control, base, dropped):
 + if count <= INLINE_CAPACITY:
 
 room-unfit  kernels/rows.py  a large row goes into the line that its ring just left
+@ tests/test_blocks.py::TestUnitsOfLines::test_one_large_amount[in order-5-2147483648]
 - INLINE_CAPACITY and fits_line(units) and may
 + INLINE_CAPACITY and may
 
@@ -968,24 +972,17 @@ mark-again  kernels/upkeep.py  who was looked into once is looked into each time
 +         if meta
 
 mark-lines  kernels/upkeep.py  marks stay ambiguous after a leap of the clock
-@ tests/test_blocks.py::TestRounds::test_a_round_frees_whom_it_must[6]
+@ tests/test_blocks.py::TestRounds::test_a_round_by_lines_marks_anew
 -         marks[natural(slot)] = mark_of(control, newest) if meta != 0 else 0
 +         marks[natural(slot)] |= 0
 
 round-leap  shard.py  after a leap of the clock marks mean another time
-@ tests/test_edges.py::TestIds::test_compaction
+@ tests/test_blocks.py::TestRounds::test_a_round_frees_whom_it_must[6]
 - >= _EPOCHS_MAX:
 + >= 1 << 60:
 
-round-alignment  shard.py  a round begins between two vectors
-- - slots // -at.MARK_LANES * at.MARK_LANES
-+ + slots
-
-round-epoch  kernels/compile.py  users go an epoch late, and some of those that stay are taken for due
-- lane(MARK_EPOCHS - 2)
-+ lane(MARKED - 1)
-
 round-most  kernels/upkeep.py  one call looks into all that is due
+@ tests/test_blocks.py::TestRounds::test_it_ends_when_enough_was_looked_into
 - if first >= last or looked >= most:
 + if first >= last:
 """

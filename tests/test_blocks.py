@@ -627,6 +627,13 @@ class TestRounds:
             assert not late, f"users {late} should have gone"
             newest = {user: time for user, time in newest.items() if user in held}
 
+    def test_a_round_by_lines_marks_anew(self) -> None:
+        rows = Rows(a_shard())
+        rows.take([7] * 10, np.arange(10))
+        assert rows.shard.marks[0] == at.MARKED | 3  # that of its last row in the line; an epoch is a nanosecond here
+        rows.expire(slots=10_000)
+        assert rows.shard.marks[0] == at.MARKED | 9
+
     def test_it_ends_when_enough_was_looked_into(self) -> None:
         rows = Rows(a_shard(10_000))
         rows.take(np.arange(5_000), np.zeros(5_000))
@@ -680,3 +687,18 @@ class TestUnitsOfLines:
         rows.shard.check("int64")
         assert rows.shard.memory[at.META] == 1
         assert scores == [2.0**40, 1.0, 1.5, 2.0, 4.0, 4.5, (9 - 2**31) / 3]
+
+    @pytest.mark.parametrize("large", [2**31 - 1, 2**31, 2**31 + 1, -(2**31), -(2**31) - 1])
+    @pytest.mark.parametrize("by_expiry", [True, False])
+    def test_the_last_of_a_ring(self, large: int, by_expiry: bool) -> None:
+        # Seven of 0 ns go at 36 ns, by expiry or because the ring is full of them and the next row comes; the one of 30 ns stays.
+        rows = Rows(a_shard())
+        rows.take([9] * 8, [0] * 7 + [30], [1] * 7 + [large])
+        if by_expiry:
+            rows.take([8], [36])
+            rows.expire()
+        else:
+            assert rows.take([9], [36], [3])[0] == [(large + 3) / 2]
+        rows.shard.check("int64")
+        assert rows.shard.entries(0)[1].tolist() == [large] + [3] * (not by_expiry)
+        assert (rows.shard.memory[at.META] == 1) == (-(2**31) <= large < 2**31)

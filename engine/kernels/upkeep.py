@@ -176,7 +176,7 @@ def leave_slab(memory, control, slabs, base):
 
 @kernel(i64, i64, i64, i64, i64, boolean, boolean, boolean, U64_IN, I64, U32, I64, U8, I64, U8, I32)
 def expire_slots(
-    last,  # ()   int64   in     slots from SWEPT, a multiple of MARK_LANES, to here are looked at
+    last,  # ()   int64   in     slots from SWEPT, a multiple of MARK_LANES where `marked`, to here or a little beyond are looked at
     most,  # ()   int64   in     while not so many of them had to be looked into
     floor_ns,  # ()   int64   in     entries before it are freed
     reach_ns,  # ()   int64   in     how far back a window counts
