@@ -362,7 +362,7 @@ class RiskEngine:
             if kind is None or id_kind != kind or (id_kind == "int64" and not -(2**63) <= user_id < 2**63):
                 return float(self._scores(ids_of_one(user_id, self.config.user_id), at)[0])
             self._check_open()
-            at_ns = self._at_ns(at)
+            at_ns = self._clock_ns if at is None and self.config.clock == "event" else self._at_ns(at)
             assert at_ns is not None, "an engine that has a kind of ids has a clock"
             if id_kind == "int64":
                 return self._shards.score(user_id, NO_BYTES, False, at_ns)
