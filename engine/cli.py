@@ -11,9 +11,7 @@ are parsed is told in `flags`, how answers are printed in `terminal`.
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
-import gc
 import math
 import os
 import sys
@@ -62,9 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         {"users": 10000000, ...
         0
     """
-    if argv is None:
-        # A process that ends needs no garbage collection, but Python makes several: over all that Numba keeps, a quarter of a second.
-        atexit.register(gc.freeze)
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words or is_on(os.environ.get("RISKRING_DEBUG", ""))
     try:
@@ -609,5 +604,14 @@ def _doctor(args: argparse.Namespace) -> int:
     return FAILED if any(check.state == "fail" for check in looked_at) else DONE
 
 
+def process() -> NoReturn:
+    """Run the command that this process is for, and end it at once.
+
+    Files and threads are closed by then, and what was shown is flushed. Taking down the interpreter would cost a quarter of a second for
+    collecting what Numba keeps; and it would abort the process where the thread in which Arrow reads standard input ahead waits for it.
+    """
+    os._exit(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    process()

@@ -720,16 +720,20 @@ def test_standard_input(alice: Path) -> None:
 
 
 def test_interrupt_is_130_and_leaves_no_file(tmp_path: Path) -> None:
-    process = start("run", "-", "-o", tmp_path / "scored.csv", stdin=subprocess.PIPE)
-    # More than a pipe holds: when all is written, the process is at work, and soon it waits for more that never comes.
-    process.stdin.write("user_id,amount,timestamp\n" + "alice,1,2025-01-01\n" * 60_000)
-    process.stdin.flush()
-    process.send_signal(signal.SIGINT)
-    errors = process.stderr.read()
-    assert (process.wait(), errors) == (130, "riskring: interrupted\n")
+    # Several at once: Arrow's reading ahead, slowed down, would be within Python when that is taken down, and abort the process.
+    processes = [start("run", "-", "-o", tmp_path / f"scored{number}.csv", stdin=subprocess.PIPE) for number in range(6)]
+    for process in processes:
+        # More than a pipe holds: when all is written, the process is at work, and soon it waits for more that never comes.
+        process.stdin.write("user_id,amount,timestamp\n" + "alice,1,2025-01-01\n" * 60_000)
+        process.stdin.flush()
+    for process in processes:
+        process.send_signal(signal.SIGINT)
+    for process in processes:
+        errors = process.stderr.read()
+        assert (process.wait(), errors) == (130, "riskring: interrupted\n")
+        for stream in (process.stdin, process.stdout, process.stderr):
+            stream.close()
     assert os.listdir(tmp_path) == []
-    for stream in (process.stdin, process.stdout, process.stderr):
-        stream.close()
 
 
 def test_error_does_not_wait_for_more_input() -> None:
