@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import math
 import os
 import sys
@@ -610,6 +611,7 @@ def process() -> NoReturn:
     Files and threads are closed by then, and what was shown is flushed. Taking down the interpreter would cost a quarter of a second for
     collecting what Numba keeps; and it would abort the process where the thread in which Arrow reads standard input ahead waits for it.
     """
+    gc.set_threshold(200_000, 20, 20)  # imports make a million objects and no garbage; by default they are looked through again and again
     os._exit(main())
 
 
