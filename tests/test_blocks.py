@@ -15,24 +15,25 @@ from engine import RiskEngine
 from engine.columns import Columns, ids_of
 from engine.config import BLOCK_LINES, Config
 from engine.index import random_keys, split_rows
-from engine.kernels import KERNELS
+from engine.kernels import KERNELS, blocks, probing
 from engine.kernels import layout as at
-from engine.kernels.blocks import block_add, block_remove, larger, lines_for
 from engine.kernels.compile import (
     _bits_set_plain,
     _lanes_equal_plain,
     _lowest_bit_plain,
     bits_set,
-    inline,
     lanes_equal,
     lowest_bit,
 )
-from engine.kernels.probing import holds, tag_matches
 from engine.reference import Reference
 from engine.shard import Shard
+from tests.inlined import from_python
 from tests.strategies import instant
 
 np.seterr(over="ignore")  # uncompiled kernels wrap as compiled ones do, but NumPy would warn
+
+block_add, block_remove, larger, lines_for = map(from_python, (blocks.block_add, blocks.block_remove, blocks.larger, blocks.lines_for))
+holds, tag_matches = map(from_python, (probing.holds, probing.tag_matches))
 
 SLAB_ENTRIES = at.SLAB_LINES * at.BLOCK_ENTRIES
 SIZES = (*BLOCK_LINES, *(at.SLAB_LINES * slabs for slabs in (2, 3, 4, 7)))
@@ -234,17 +235,17 @@ class TestBlocks:
         blocks.check()
 
 
-@inline
+@from_python
 def compiled_lanes_equal(words, position, mask, wanted):  # type: ignore[no-untyped-def]
     return lanes_equal(words, position, mask, wanted)
 
 
-@inline
+@from_python
 def compiled_lowest_bit(word):  # type: ignore[no-untyped-def]
     return lowest_bit(word)
 
 
-@inline
+@from_python
 def compiled_bits_set(word):  # type: ignore[no-untyped-def]
     return bits_set(word)
 

@@ -16,14 +16,17 @@ from hypothesis import strategies as st
 from engine.columns import Columns, ids_of
 from engine.config import TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.index import random_keys, split_rows
+from engine.kernels import exact, hashing
 from engine.kernels import layout as at
-from engine.kernels.exact import mean, minus, plus, wrapped_difference, wrapped_sum
-from engine.kernels.hashing import hash_bytes
 from engine.memory import reserved
 from engine.reference import siphash
 from engine.shard import Shard
+from tests.inlined import from_python
 
 np.seterr(over="ignore")  # uncompiled kernels wrap as compiled ones do, but NumPy would warn
+
+mean, minus, plus = map(from_python, (exact.mean, exact.minus, exact.plus))
+wrapped_sum, wrapped_difference, hash_bytes = map(from_python, (exact.wrapped_sum, exact.wrapped_difference, hashing.hash_bytes))
 
 int64s = st.integers(-(2**63), 2**63 - 1)
 times = st.one_of(st.integers(TIME_NS_MIN, TIME_NS_MIN + 100), st.integers(TIME_NS_MAX - 100, TIME_NS_MAX), int64s)
@@ -59,11 +62,11 @@ class TestExact:
 
     @given(int64s, int64s)
     def test_prefix_sums_wrap(self, first: int, second: int) -> None:
-        for wrapped, exact in (
+        for wrapped, unbounded in (
             (wrapped_sum(np.int64(first), np.int64(second)), first + second),
             (wrapped_difference(np.int64(first), np.int64(second)), first - second),
         ):
-            assert wrapped == (exact + 2**63) % 2**64 - 2**63
+            assert wrapped == (unbounded + 2**63) % 2**64 - 2**63
 
 
 #: Rows of every kind through kernels as plain Python, in which NumPy says where a number wraps around.
