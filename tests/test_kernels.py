@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from engine.columns import Columns, ids_of
 from engine.config import TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.index import random_keys, split_rows
-from engine.kernels import exact, hashing
+from engine.kernels import exact, hashing, probing
 from engine.kernels import layout as at
 from engine.memory import reserved
 from engine.reference import siphash
@@ -27,6 +27,7 @@ np.seterr(over="ignore")  # uncompiled kernels wrap as compiled ones do, but Num
 
 mean, minus, plus = map(from_python, (exact.mean, exact.minus, exact.plus))
 wrapped_sum, wrapped_difference, hash_bytes = map(from_python, (exact.wrapped_sum, exact.wrapped_difference, hashing.hash_bytes))
+same_bytes = from_python(probing.same_bytes)
 
 int64s = st.integers(-(2**63), 2**63 - 1)
 times = st.one_of(st.integers(TIME_NS_MIN, TIME_NS_MIN + 100), st.integers(TIME_NS_MAX - 100, TIME_NS_MAX), int64s)
@@ -126,6 +127,16 @@ class TestHashing:
     def test_siphash(self, message: bytes, key0: int, key1: int) -> None:
         data = np.frombuffer(b"#" + message + b"#", np.uint8)
         assert hash_bytes(data, 1, 1 + len(message), np.uint64(key0), np.uint64(key1)) == siphash(message, key0, key1)
+
+    @given(st.binary(max_size=40), st.integers(0, 39), st.integers(1, 255))
+    def test_ids_are_compared_to_their_last_byte(self, user: bytes, place: int, flipped: int) -> None:
+        arena = np.frombuffer(b"#" * 8 + len(user).to_bytes(4, "little") + user + b"#", np.uint8)
+        assert same_bytes(arena, 1, np.frombuffer(b"##" + user + b"#", np.uint8), 2, 2 + len(user))
+        other = bytearray(user + b"#")
+        assert not same_bytes(arena, 1, np.frombuffer(other, np.uint8), 0, len(other))
+        if place < len(user):
+            other[place] ^= flipped
+            assert not same_bytes(arena, 1, np.frombuffer(other, np.uint8), 0, len(user))
 
     @pytest.mark.parametrize("shards", [1, 2, 3, 7, 256])
     @pytest.mark.parametrize("users", [[5, -1, 2**63 - 1, 0, 5, 7] * 50, ["a", "", "b", "a", "long" * 20] * 50])

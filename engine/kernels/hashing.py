@@ -9,7 +9,7 @@ no key removes. Full ids are compared in any case.
 
 import numpy as np
 
-from engine.kernels.compile import I32, I64, I64_IN, U8_IN, U64, U64_IN, boolean, i64, inline, kernel, u64
+from engine.kernels.compile import I32, I64, I64_IN, U8_IN, U64, U64_IN, boolean, i64, inline, kernel, natural, u64
 
 U = np.uint64
 U0, U1, U3, U4, U8_, U13, U15, U16, U17, U21, U29, U32, U56 = (U(n) for n in (0, 1, 3, 4, 8, 13, 15, 16, 17, 21, 29, 32, 56))
@@ -71,6 +71,7 @@ def sip_end(v0, v1, v2, v3, last):
 @inline
 def load_word(data, at):
     """Eight bytes as a little-endian word; LLVM makes one load of it."""
+    at = natural(at)
     word = U(data[at]) | (U(data[at + 1]) << U(8)) | (U(data[at + 2]) << U(16)) | (U(data[at + 3]) << U(24))
     high = U(data[at + 4]) | (U(data[at + 5]) << U(8)) | (U(data[at + 6]) << U(16)) | (U(data[at + 7]) << U(24))
     return word | (high << U32)
@@ -85,11 +86,15 @@ def hash_bytes(data, first, last, k0, k1):
         v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, load_word(data, at))
         at += 8
     word = U(last - first) << U56
-    shift = U0
-    while at < last:
-        word |= U(data[at]) << shift
-        shift += U8_
-        at += 1
+    if last - first >= 8:  # the bytes that are left, behind some that were taken in
+        if at < last:
+            word |= load_word(data, last - 8) >> U(8 * (8 - (last - at)))
+    else:
+        shift = U0
+        while at < last:
+            word |= U(data[natural(at)]) << shift
+            shift += U8_
+            at += 1
     return sip_end(v0, v1, v2, v3, word)
 
 

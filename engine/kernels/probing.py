@@ -82,18 +82,21 @@ def low_half(h):
 @inline
 def same_bytes(arena, place, data, first, last):
     """Whether the arena's record at `place` is data[first:last]."""
-    at = place * 8
+    at = natural(place * 8)
     length = np.int64(arena[at]) | np.int64(arena[at + 1]) << 8 | np.int64(arena[at + 2]) << 16 | np.int64(arena[at + 3]) << 24
     if length != last - first:
         return False
     at += 4
-    while first + 8 <= last:
-        if load_word(arena, at) != load_word(data, first):
-            return False
-        at += 8
-        first += 8
+    if length >= 8:
+        end = at + length - 8
+        while at < end:
+            if load_word(arena, at) != load_word(data, first):
+                return False
+            at += 8
+            first += 8
+        return load_word(arena, end) == load_word(data, last - 8)
     while first < last:
-        if arena[at] != data[first]:
+        if arena[natural(at)] != data[natural(first)]:
             return False
         at += 1
         first += 1
@@ -334,10 +337,19 @@ def ask_slot(memory, table, control, h):
 
 
 @inline
-def ask_bytes(memory, arena, slot):
-    """Third stage, for byte ids: prefetch the record of the id."""
+def ask_bytes(memory, arena, slot, length):
+    """Third stage, for byte ids of so many bytes: prefetch the record of the id, from the first line of memory it has to the last."""
     if memory[natural(slot) * LINE_WORDS + META] != 0:
-        prefetch(arena, (memory[slot * LINE_WORDS + ID] >> HALF_BITS) * 8)
+        place = (memory[slot * LINE_WORDS + ID] >> HALF_BITS) * 8
+        prefetch(arena, place)
+        prefetch(arena, min(place + 3 + length, len(arena) - 1))
+
+
+@inline
+def bytes_of(offsets, row):
+    """Length of the byte id of a row."""
+    row = natural(np.int64(row))
+    return offsets[row + 1] - offsets[row]
 
 
 @inline
@@ -396,7 +408,7 @@ def find_slots(
             slots[ahead] = ask_slot(memory, table, control, hashes[natural(np.int64(rows[ahead]))])
         ahead -= AHEAD
         if is_bytes and 0 <= ahead < count and slots[ahead] >= 0:
-            ask_bytes(memory, arena, np.int64(slots[ahead]))
+            ask_bytes(memory, arena, np.int64(slots[ahead]), bytes_of(offsets, rows[ahead]))
         if position < 0:
             continue
         row = natural(np.int64(rows[position]))

@@ -48,7 +48,7 @@ from engine.kernels.layout import (
     TOTAL,
     UNITS_MAX,
 )
-from engine.kernels.probing import ask_bytes, ask_line, ask_slot, bytes_between, slot_made
+from engine.kernels.probing import ask_bytes, ask_line, ask_slot, bytes_between, bytes_of, slot_made
 
 SUM_LIMIT_HIGH = 1 << 30  # 2**62 >> 32
 
@@ -408,7 +408,7 @@ def take_rows(
         if 0 <= ahead < count_rows and slots[ahead] >= 0:
             ask_ring(memory, np.int64(slots[ahead]))
             if is_bytes and not located:
-                ask_bytes(memory, arena, np.int64(slots[ahead]))
+                ask_bytes(memory, arena, np.int64(slots[ahead]), bytes_of(offsets, rows[ahead]))
         if position < 0:
             continue
         row = natural(np.int64(rows[position]))

@@ -56,7 +56,7 @@ from engine.kernels.layout import (
     SPAN,
     TOTAL,
 )
-from engine.kernels.probing import ask_bytes, ask_line, ask_slot, bytes_between, probe, slot_found
+from engine.kernels.probing import ask_bytes, ask_line, ask_slot, bytes_between, bytes_of, probe, slot_found
 
 
 @inline
@@ -144,7 +144,7 @@ def window_scores(
         if 0 <= ahead < count and slots[ahead] >= 0:
             ask_window(memory, np.int64(slots[ahead]), left_ns)
             if is_bytes:
-                ask_bytes(memory, arena, np.int64(slots[ahead]))
+                ask_bytes(memory, arena, np.int64(slots[ahead]), bytes_of(offsets, rows[ahead]))
         if position < 0:
             continue
         row = natural(np.int64(rows[position]))
