@@ -361,7 +361,8 @@ class RiskEngine:
             id_kind = _KINDS.get(type(user_id))
             if kind is None or id_kind != kind or (id_kind == "int64" and not -(2**63) <= user_id < 2**63):
                 return float(self._scores(ids_of_one(user_id, self.config.user_id), at)[0])
-            self._check_open()
+            if self._closed or self._torn:
+                self._check_open()
             at_ns = self._clock_ns if at is None and self.config.clock == "event" else self._at_ns(at)
             assert at_ns is not None, "an engine that has a kind of ids has a clock"
             if id_kind == "int64":

@@ -54,7 +54,7 @@ def split_rows(
 
 def hash_of(value: int, data: NDArray[np.uint8], by_bytes: bool, keys: NDArray[np.uint64], shards: int) -> tuple[int, int]:
     """Hash of one id, an integer or bytes, and the shard it belongs to."""
-    found = int(hash_one(value, data, by_bytes, keys))
+    found: int = hash_one(value, data, by_bytes, keys)
     return found, ((found >> 16 & 0xFFFF) * shards) >> 16
 
 

@@ -290,21 +290,20 @@ class Shard:
     def score(self, value: int, data: NDArray[np.uint8], by_bytes: bool, found: int, at_ns: int) -> float:
         """Score of one user, an integer or bytes, with this hash, at an instant."""
         config, index = self.config, self.index
-        return float(
-            window_score(
-                value,
-                data,
-                by_bytes,
-                found,
-                at_ns,
-                config.reach_ns,
-                config.scale,
-                self.memory,
-                index.table,
-                self.control,
-                index.arena,
-            )
+        score: float = window_score(
+            value,
+            data,
+            by_bytes,
+            found,
+            at_ns,
+            config.reach_ns,
+            config.scale,
+            self.memory,
+            index.table,
+            self.control,
+            index.arena,
         )
+        return score
 
     def features(self, rows: NDArray[np.int32], slots: NDArray[np.int32], at_ns: int, floor_ns: int, out: Features) -> None:
         """Write the features of slots[j] at an instant to row rows[j] of `out`."""
