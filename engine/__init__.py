@@ -8,11 +8,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import CapacityError, ConfigError, EngineError, SchemaError, TimeTooOldError
+from engine.errors import CapacityError, ConfigError, EngineError, SchemaError, SnapshotError, TimeTooOldError
 
 if TYPE_CHECKING:
     from engine.engine import RiskEngine
     from engine.results import Explanation, IngestResult, Stats
+    from engine.snapshot import SnapshotInfo
 
 __version__ = "0.1.0"
 
@@ -24,12 +25,20 @@ __all__ = [
     "IngestResult",
     "RiskEngine",
     "SchemaError",
+    "SnapshotError",
+    "SnapshotInfo",
     "Stats",
     "TimeTooOldError",
     "__version__",
 ]
 
-_LAZY = {"RiskEngine": "engine.engine", "Explanation": "engine.results", "IngestResult": "engine.results", "Stats": "engine.results"}
+_LAZY = {
+    "RiskEngine": "engine.engine",
+    "Explanation": "engine.results",
+    "IngestResult": "engine.results",
+    "SnapshotInfo": "engine.snapshot",
+    "Stats": "engine.results",
+}
 
 
 def __getattr__(name: str) -> Any:

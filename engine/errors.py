@@ -22,3 +22,7 @@ class TimeTooOldError(EngineError, ValueError):
 
 class CapacityError(EngineError, MemoryError):
     """The engine has no room for the batch; nothing of the batch was applied."""
+
+
+class SnapshotError(EngineError, OSError):
+    """A snapshot is damaged, incomplete or of an unknown version, or could not be written; engine and older snapshots are untouched."""

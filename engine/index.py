@@ -150,11 +150,11 @@ class Index:
         offsets = np.zeros(count + 1 if is_bytes(kind) else 1, np.int64)
         data = np.empty(0, np.uint8)
         if is_bytes(kind):
-            length = read_ids(slots, count, 1, memory, self.control, self.arena, values, offsets, data)
+            length = read_ids(slots, count, 1, memory, self.arena, values, offsets, data)
             data = np.empty(length, np.uint8)
-            read_ids(slots, count, 2, memory, self.control, self.arena, values, offsets, data)
+            read_ids(slots, count, 2, memory, self.arena, values, offsets, data)
         else:
-            read_ids(slots, count, 0, memory, self.control, self.arena, values, offsets, data)
+            read_ids(slots, count, 0, memory, self.arena, values, offsets, data)
         return Ids(kind, values, offsets, data, None)
 
     def compact(self, memory: NDArray[np.int64]) -> bool:

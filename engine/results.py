@@ -13,7 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from engine.arrays import array_of, taken
-from engine.config import REASONS
+from engine.config import REASONS, TIME_NS_MIN, Config
+from engine.instants import instant_text
 
 
 def _html_table(rows: Sequence[tuple[str, object]]) -> str:
@@ -95,9 +96,41 @@ class Explanation:
     transactions: Any
     reason: str
 
+    @classmethod
+    def of(cls, user_id: Any, score: float, times: NDArray[np.int64], units: NDArray[np.int64], at_ns: int, config: Config) -> Explanation:
+        """The explanation of a user's score at an instant from all of the user's retained transactions."""
+        first_ns = max(at_ns - config.reach_ns, TIME_NS_MIN)
+        first, last = int(np.searchsorted(times, first_ns)), int(np.searchsorted(times, at_ns, side="right"))
+        counted = [Decimal(unit).scaleb(-config.decimals) for unit in units[first:last].tolist()]
+        total = Decimal(sum(units[first:last].tolist())).scaleb(-config.decimals)
+        return cls(
+            user_id=user_id,
+            score=score,
+            sum=total,
+            count=len(counted),
+            window=(np.datetime64(first_ns, "ns"), np.datetime64(at_ns, "ns")),
+            transactions=pa.table(
+                {
+                    "timestamp": pa.array(times[first:last], pa.timestamp("ns", "UTC")),
+                    "amount": pa.array(counted, pa.decimal128(38, config.decimals)),
+                }
+            ),
+            reason=_reason(times, first, last, total),
+        )
+
     def _repr_html_(self) -> str:
         rows = zip(self.transactions["timestamp"].to_pylist(), self.transactions["amount"].to_pylist(), strict=True)
         return f"<p>{html.escape(self.reason)}</p>" + _html_table([(str(time), amount) for time, amount in rows])
+
+
+def _reason(times: NDArray[np.int64], first: int, last: int, total: Decimal) -> str:
+    if last > first:
+        return f"{last - first:,} transaction{'s' if last - first > 1 else ''} in the window, sum {total}"
+    if len(times) == 0:
+        return "0.0: the user has no retained transaction"
+    if first > 0:
+        return f"0.0: no transaction in the window; the newest before it is of {instant_text(int(times[first - 1]))}"
+    return f"0.0: no transaction in the window; the first after it is of {instant_text(int(times[0]))}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from engine.arrays import array_of
 from engine.columns import Columns, Ids
 from engine.config import BLOCK_LINES, REASONS, RING_CAPACITY_MAX, TIME_NS_MIN, Config
+from engine.copies import Copy
+from engine.entries import Entries
 from engine.index import Index, is_bytes
 from engine.kernels import (
+    count_entries,
     count_retained,
-    digest_lanes,
     expire_slots,
     list_retained,
+    read_entries,
     take_rows,
     window_features,
     window_score,
@@ -33,6 +36,9 @@ _SPARE_BYTES: Final = 8 << 30
 
 #: Slots that expiry lists before it looks into them.
 _SWEPT_AT_ONCE: Final = 1 << 10
+
+#: Slots whose entries are read at a time: their lines stay in the second-level cache between the two passes.
+_READ_AT_ONCE: Final = 1 << 13
 
 #: When so many epochs have passed since the earliest mark, marks may soon mean another time.
 _EPOCHS_MAX: Final = at.MARK_EPOCHS - 4
@@ -146,6 +152,7 @@ class Shard:
         self.slabs: NDArray[np.int64] = reserved(ring_slabs * at.SLAB_WORDS, np.int64)
         self.marks: NDArray[np.uint8] = reserved(-(-slots_max // at.MARK_LANES) * at.MARK_LANES, np.uint8)
         self.control[at.EPOCH_BITS] = max(config.retention_ns.bit_length() - at.MARK_EPOCHS.bit_length() + 1, 0)
+        self.copy: Copy | None = None
         # Rounds of expiry: no mark is before the first; where the floor was when the round began; whether it reads lines, not marks.
         self._marks_from_ns = self._round_from_ns = 0
         self._by_lines = True
@@ -213,6 +220,8 @@ class Shard:
             self.control[at.UNITS_MAX] = units_max
             self.control[at.SAFE_COUNT] = at.INT64_MAX // units_max
         ids = columns.ids
+        if self.copy is not None:
+            self.copy.before(self.find(ids, hashes, rows) if slots is None else slots)
         applied = take_rows(
             ids.values,
             ids.offsets,
@@ -330,6 +339,8 @@ class Shard:
         Returns:
             Entries freed.
         """
+        if self.copy is not None:
+            self.copy.before_all()
         self._round_begins(floor_ns, by_lines=True)
         freed = self._expire(self.slots_used, at.INT64_MAX, floor_ns, True, kind)
         self._round_ends(floor_ns)
@@ -340,6 +351,8 @@ class Shard:
 
         It ends earlier when it had to look into `most` of them. Cost: a byte per slot, and few random lines per slot looked into.
         """
+        if self.copy is not None:
+            return
         if not self._by_lines and self._epochs(floor_ns) - self._epochs(self._marks_from_ns) >= _EPOCHS_MAX:
             self._round_begins(floor_ns, by_lines=True)
         slots = max(slots // (_LINE_IN_MARKS if self._by_lines else 1), 1)
@@ -403,6 +416,23 @@ class Shard:
         """The ids that slots stand for."""
         return self.index.ids_of(slots, kind, self.memory)
 
+    def entries_of(self, slots: NDArray[np.int32], floor_ns: int, kind: str) -> Entries:
+        """What is retained of the users in these slots, those without left out."""
+        counts = np.empty(len(slots), np.int64)
+        total = count_entries(slots, floor_ns, self.memory, counts)
+        if not counts.all():
+            slots, counts = slots[counts > 0], counts[counts > 0]
+        time_ns, units = np.empty(total, np.int64), np.empty(total, np.int64)
+        read_entries(slots, counts, self.memory, time_ns, units)
+        return Entries(self.ids_of(slots, kind), counts, time_ns, units)
+
+    def begin_copy(self, pending: NDArray[np.bool_], floor_ns: int, kind: str) -> None:
+        """Copy what is retained now, while rows go on. `pending` is room for a bool a slot, touched beforehand to save time now."""
+        used = self.slots_used
+        pending = pending[:used] if len(pending) >= used else np.empty(used, np.bool_)
+        np.not_equal(self.marks[:used], 0, out=pending)
+        self.copy = Copy(pending, lambda slots: self.entries_of(slots, floor_ns, kind))
+
     def entries(self, slot: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Times and units of a user's entries, oldest first."""
         line = self._lines()[slot]
@@ -419,7 +449,9 @@ class Shard:
     def digest(self, floor_ns: int, kind: str | None) -> NDArray[np.uint64]:
         """Sums of the hashes of all retained entries, in two lanes."""
         lanes = np.zeros(2, np.uint64)
-        digest_lanes(floor_ns, is_bytes(kind), self.memory, self.control, self.index.arena, lanes)
+        slots = self.slots_retained(floor_ns)
+        for first in range(0, len(slots), _READ_AT_ONCE):
+            lanes += self.entries_of(slots[first : first + _READ_AT_ONCE], floor_ns, kind or "int64").digest()
         return lanes
 
     def _lines(self) -> NDArray[np.int64]:

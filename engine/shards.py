@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from engine.capacity import users_peak
 from engine.columns import Columns, Ids, ids_of, ids_to_arrow
 from engine.config import RING_CAPACITY_MAX, TIME_NS_MIN, Config
+from engine.entries import Entries
 from engine.errors import CapacityError
 from engine.index import hash_of, is_bytes, random_keys, split_rows
 from engine.shard import Features, Shard
@@ -38,6 +39,9 @@ _SWEEP_SLOTS_MAX: Final = 1 << 22
 
 #: Slots that expiry looks into after a batch, at most: so many, and two for each row. So it keeps pace, and takes no longer than rows do.
 _SWEEP_LOOKED: Final = 256
+
+#: Room beside the slots in use for those that come into use before a copy of them begins.
+_ROOM_SLOTS: Final = 1 << 16
 
 Answer = TypeVar("Answer")
 Rows = NDArray[np.int32]
@@ -366,11 +370,31 @@ class Shards:
         counts = self._all(lambda shard: shard.retained(floor_ns))
         return sum(users for users, _ in counts), sum(entries for _, entries in counts)
 
-    def digest(self, clock_ns: int | None, kind: str | None) -> tuple[int, int]:
+    def digest(self, clock_ns: int | None, kind: str | None) -> NDArray[np.uint64]:
         """Sums of the hashes of all retained transactions, in two lanes."""
         floor_ns = self._floor_ns(clock_ns)
-        lanes = sum(self._all(lambda shard: shard.digest(floor_ns, kind)), np.zeros(2, np.uint64))
-        return int(lanes[0]), int(lanes[1])
+        return sum(self._all(lambda shard: shard.digest(floor_ns, kind)), np.zeros(2, np.uint64))
+
+    def begin_copy(self, clock_ns: int | None, kind: str, rooms: list[NDArray[np.bool_]]) -> None:
+        """Copy what is retained now, while rows go on. `rooms` is what `copy_rooms` gave."""
+        for shard, room in zip(self._shards, rooms, strict=True):
+            shard.begin_copy(room, self._floor_ns(clock_ns), kind)
+
+    def copy_rooms(self) -> list[NDArray[np.bool_]]:
+        """Memory for `begin_copy`, touched beforehand."""
+        return [np.ones(shard.slots_used + _ROOM_SLOTS, np.bool_) for shard in self._shards]
+
+    def copied(self) -> list[Entries] | None:
+        """Some of the copy; None when that was all."""
+        for shard in self._shards:
+            if shard.copy is not None and not shard.copy.complete:
+                return shard.copy.take()
+        return None
+
+    def end_copy(self) -> None:
+        """Forget the copy, whole or not."""
+        for shard in self._shards:
+            shard.copy = None
 
     def close(self) -> None:
         """Free memory and threads."""

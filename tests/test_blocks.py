@@ -405,7 +405,7 @@ class TestLinesAndRings:
     @pytest.mark.parametrize("lateness", ["0ns", "15ns"])
     def test_from_line_to_ring_and_back(self, lateness: str) -> None:
         engine = RiskEngine("20ns", lateness=lateness, users=8, shards=1, decimals=0, max_ahead=None)
-        judge, (shard,) = Reference(engine.config), engine._shards
+        judge, (shard,) = Reference(engine.config), engine._core.shards
         crossings: Counter[tuple[bool, bool]] = Counter()
         draw, clock, in_ring = np.random.default_rng(3), 0, False
         # Now and then one of units that a line just holds, or just does not.
@@ -470,7 +470,7 @@ class TestLinesAndRings:
         counted = np.arange(1, count + 1) - left
         assert counted.max() >= count * 3 // 4 - 2
         assert (np.concatenate(found) == (sums[1:] - sums[left]) / (counted * 100)).all()
-        (shard,) = engine._shards
+        (shard,) = engine._core.shards
         shard.check("int64")
         for back in (0, 10**9, 59 * 10**9):  # lookups in the past, and a row that goes behind most others
             at_ns = int(times[-1]) - back
@@ -491,7 +491,7 @@ class TestLinesAndRings:
     def test_rings_of_more_than_a_slab(self, seed: int) -> None:
         # Two users take turns in being busy; rings pass 64 lines, wrap, take late rows, and become short again.
         engine = RiskEngine("700ns", lateness="90ns", users=4, shards=1, decimals=0, max_ahead=None, time_unit="ns")
-        judge, (shard,) = Reference(engine.config), engine._shards
+        judge, (shard,) = Reference(engine.config), engine._core.shards
         draw, clock, largest = np.random.default_rng(seed), 0, 0
         for turn in range(16):
             count = 250

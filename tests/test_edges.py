@@ -31,8 +31,8 @@ def put(engine: RiskEngine, *rows: tuple[Any, int, int]) -> list[float | str]:
     """Apply rows as one batch; for each its score, or its reason."""
     result = engine.ingest(to_batch(rows, pa.array([row[0] for row in rows]).type, pa.int64()), scores=True)
     reasons = iter(result.rejects().column("reason").to_pylist())
-    for shard in engine._shards:
-        shard.check(engine._kind)
+    for shard in engine._core.shards:
+        shard.check(engine._core.kind)
     return [next(reasons) if score is None else score for score in result.scores.to_pylist()]
 
 
@@ -308,7 +308,7 @@ class TestEveryOrder:
                 assert engine.scores(users, at=instant(at_ns)).tolist() == wanted
             if number % 2:
                 engine.expire()
-            for shard in engine._shards:
+            for shard in engine._core.shards:
                 shard.check("int64")
         assert plain_features(engine.features(), 0) == [(user, judge.features(user)) for user in judge.users()]
 
@@ -380,7 +380,7 @@ class TestIds:
             users = [f"{'y' * (number % 20)}{turn}-{number}" for number in range(60)]
             put(engine, *[(user, 1, 100 * turn) for user in users], *[(user, 2, 100 * turn + 11) for user in users[::5]])
             engine.expire()
-            for shard in engine._shards:
+            for shard in engine._core.shards:
                 shard.check("string")
             assert engine.features()["user_id"].to_pylist() == sorted(users[::5])
             assert engine.scores(users).tolist() == [2.0 if number % 5 == 0 else 0.0 for number in range(60)]
@@ -447,7 +447,7 @@ class TestSeats:
         with pytest.raises(CapacityError):
             engine.ingest(pa.Table.from_batches(pieces))
         assert engine.stats().bytes == make(users=2).stats().bytes + 65 * 2 + 8 * 2  # touched, but free
-        for shard in engine._shards:
+        for shard in engine._core.shards:
             shard.check("string")
         assert put(engine, ("d", 1, 0), ("e", 1, 0)) == [1.0, 1.0]
 

@@ -229,7 +229,7 @@ class TestAllOrNothing:
             engine.ingest(data)
         assert engine.digest() == before
         assert replace(engine.stats(), bytes=0) == replace(stats, bytes=0)  # touched memory stays touched
-        for shard in engine._shards:
+        for shard in engine._core.shards:
             shard.check("string")
         assert engine.add("b", 2, 1) == 2.0
 
@@ -260,7 +260,7 @@ class TestAllOrNothing:
         def interrupted(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(engine._shards, "add" if one else "apply", interrupted)
+        monkeypatch.setattr(engine._core.shards, "add" if one else "apply", interrupted)
         apply = (lambda: engine.add("a", 1, 1)) if one else (lambda: engine.ingest(rows(("a", 1, 1))))
         with pytest.raises(KeyboardInterrupt):
             apply()
@@ -292,7 +292,7 @@ class TestAllOrNothing:
             known = sorted(set(users))
             for at in (None, np.datetime64(max(times) + 40_000, "ms")):
                 assert [one.score(user, at=at) for user in known] == all_.scores(known, at=at).tolist()
-            for shard in one._shards:
+            for shard in one._core.shards:
                 shard.check(kind)
 
     def test_users_may_come_and_go_within_one_batch(self) -> None:
@@ -302,7 +302,7 @@ class TestAllOrNothing:
             engine = make(users=1, shards=shards)
             assert engine.ingest(stream, scores=True).scores.to_pylist() == [1.0] * 5
             assert engine.features()["user_id"].to_pylist() == ["e"]
-            for shard in engine._shards:
+            for shard in engine._core.shards:
                 shard.check("string")
 
     def test_mixed_integers(self) -> None:
@@ -483,7 +483,7 @@ class TestTheWhole:
             used.append(engine.stats().bytes)
         assert engine.stats().users == 1_000
         assert used[-1] <= 1.1 * used[4]
-        for shard in engine._shards:
+        for shard in engine._core.shards:
             shard.check("string")
 
     def test_the_arena_is_compacted_when_most_of_it_is_free(self) -> None:
@@ -495,7 +495,7 @@ class TestTheWhole:
         engine.expire()
         assert engine.stats().bytes < before - 2_000_000
         assert engine.score("2999 s") == 1.0
-        for shard in engine._shards:
+        for shard in engine._core.shards:
             shard.check("string")
 
     def test_hot_user(self) -> None:

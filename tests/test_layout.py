@@ -29,11 +29,25 @@ CLIENTS = {"chdb", "datafusion", "duckdb", "polars", "river"}
 ORDER = [
     *["errors", "config", "memory", "arrays", "kernels"],
     *["rounding", "texts", "instants", "capacity", "results", "columns", "userids", "sources", "outputs"],
-    *["index", "shard", "shards", "engine"],
+    *["entries", "copies", "index", "shard", "shards", "core", "storage", "snapshot", "saving", "engine"],
     *["reference", "generate", "flags", "terminal", "forecast", "doctor", "adapters", "measurements", "benchmark", "__init__", "cli"],
 ]
 KERNELS_ORDER = [
-    *["layout", "compile", "convert", "exact", "hashing", "probing", "blocks", "rows", "upkeep", "windows", "roofline", "__init__"],
+    *[
+        "layout",
+        "compile",
+        "convert",
+        "exact",
+        "hashing",
+        "probing",
+        "blocks",
+        "entries",
+        "rows",
+        "upkeep",
+        "windows",
+        "roofline",
+        "__init__",
+    ],
 ]
 
 SOURCE_FILES = sorted((ROOT / "engine").rglob("*.py"))
@@ -132,7 +146,7 @@ def test_public_names() -> None:
         assert getattr(engine, name) is not None
     assert set(engine.__all__) == {
         *("RiskEngine", "IngestResult", "Explanation", "Stats", "__version__"),
-        *("EngineError", "ConfigError", "SchemaError", "TimeTooOldError", "CapacityError"),
+        *("EngineError", "ConfigError", "SchemaError", "TimeTooOldError", "CapacityError", "SnapshotError", "SnapshotInfo"),
     }
     with pytest.raises(AttributeError, match="has no attribute 'Riskengine'"):
         engine.Riskengine  # noqa: B018

@@ -37,8 +37,8 @@ def new_engine(stream: Stream, **changes: Any) -> RiskEngine:
 
 def check(engine: RiskEngine) -> None:
     """The numbered invariants of all shards."""
-    for shard in engine._shards:
-        shard.check(engine._kind)
+    for shard in engine._core.shards:
+        shard.check(engine._core.kind)
 
 
 def outcomes(result: Any) -> list[Row]:
@@ -237,7 +237,7 @@ def add(engine: RiskEngine, judge: Reference, stream: Stream, row: UserRow) -> N
     user, amount, time_ns = row
     if time_ns is not None and not TIME_NS_MIN <= time_ns <= TIME_NS_MAX:
         return  # no scalar can say it
-    if stream.id_type == pa.uint64() and engine._kind is None:
+    if stream.id_type == pa.uint64() and engine._core.kind is None:
         return  # only a column can say that integers are unsigned, and an engine's first data decides
     time = None if time_ns is None else instant(time_ns)
     try:

@@ -4,7 +4,8 @@
     hashing   keyed hashes of ids, the split into shards         probing   the index: ids to slots
     exact     wide sums and correctly rounded quotients          blocks    memory of rings
     rows      guards of the clock, rows into lines and rings     convert   float amounts to whole units
-    windows   scores and features at an instant                  upkeep    expiry, counting, listing, digest
+    windows   scores and features at an instant                  upkeep    expiry, counting, listing users
+    entries   entries out of memory as columns, their digest
 
 Kernels raise nothing, read no clock and no randomness, and know no Python objects; limits are arguments. Each says which of the
 numbered invariants of `Shard` it needs and keeps, and how many random memory lines a row costs.
@@ -12,10 +13,11 @@ numbered invariants of `Shard` it needs and keeps, and how many random memory li
 
 from engine.kernels.compile import KERNELS
 from engine.kernels.convert import NOT_FINITE, OUT_OF_RANGE, round_amounts
+from engine.kernels.entries import count_entries, digest_entries, read_entries, read_ids
 from engine.kernels.hashing import hash_one, partition
 from engine.kernels.probing import find_slots, release_slots
 from engine.kernels.rows import admit_rows, take_rows
-from engine.kernels.upkeep import compact_arena, count_retained, digest_lanes, expire_slots, list_retained, read_ids
+from engine.kernels.upkeep import compact_arena, count_retained, expire_slots, list_retained
 from engine.kernels.windows import window_features, window_score, window_scores
 
 __all__ = [
@@ -24,13 +26,15 @@ __all__ = [
     "OUT_OF_RANGE",
     "admit_rows",
     "compact_arena",
+    "count_entries",
     "count_retained",
-    "digest_lanes",
+    "digest_entries",
     "expire_slots",
     "find_slots",
     "hash_one",
     "list_retained",
     "partition",
+    "read_entries",
     "read_ids",
     "release_slots",
     "round_amounts",

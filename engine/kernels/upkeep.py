@@ -1,4 +1,4 @@
-"""Whole-shard passes: expiry, counting, listing users, the digest, compaction of the arena."""
+"""Whole-shard passes: expiry, counting, listing users, compaction of the arena."""
 
 import numpy as np
 
@@ -9,7 +9,6 @@ from engine.kernels.compile import (
     U8,
     U8_IN,
     U32,
-    U64,
     U64_IN,
     boolean,
     i64,
@@ -20,8 +19,8 @@ from engine.kernels.compile import (
     natural,
     prefetch,
 )
-from engine.kernels.exact import count_of, entry_word, line_before, lower_bound, ring_of, time_of, units_of
-from engine.kernels.hashing import U56, hash_bytes, sip_end, sip_start, sip_word
+from engine.kernels.entries import expired
+from engine.kernels.exact import count_of, entry_word, ring_of
 from engine.kernels.layout import (
     AHEAD,
     AMOUNTS,
@@ -36,7 +35,6 @@ from engine.kernels.layout import (
     ID,
     INLINE_CAPACITY,
     LEFT,
-    LEFT_TIME,
     LINE_WORDS,
     MARK_LANES,
     META,
@@ -53,24 +51,6 @@ from engine.kernels.layout import (
 )
 from engine.kernels.probing import arena_class, free_slot, home_of, slot_high
 from engine.kernels.rows import drop_oldest, enter_line, entries_in_line, mark_of, may_enter_line, move_ring
-
-U = np.uint64
-DIGEST_KEY = U(0x7269736B72696E67)
-ENTRY_LENGTH = U(24) << U56
-INTEGER_LENGTH = U(8) << U56
-U2 = U(2)
-
-
-@inline
-def expired(memory, base, floor_ns):
-    """How many of a user's entries, the EMPTY ones of a line included, are before `floor_ns`. Costs a ring line only if some may be."""
-    if memory[base + META] < RING_FROM:
-        return line_before(memory, base, floor_ns)
-    # With LEFT = 0 the left edge of the newest entry's window is the oldest entry.
-    if memory[base + LEFT] == 0 and memory[base + LEFT_TIME] >= floor_ns:
-        return np.int64(0)
-    place, capacity, start, count = ring_of(memory, base)
-    return lower_bound(memory, place, capacity, start, 0, count, floor_ns)
 
 
 @inline
@@ -286,85 +266,6 @@ def list_retained(
             slots[users] = slot
             users += 1
     return users
-
-
-@kernel(i64, I32, i64, i64, I64, I64, U8, I64, I64, U8)
-def read_ids(
-    slots,  # (m,)    int32  in     slots in use
-    count,  # ()      int64  in     so many of them are read
-    stage,  # ()      int64  in     0: integer ids into values; 1: lengths of byte ids into offsets; 2: their bytes into data
-    memory,  # ...     int64  in     see Shard
-    control,  # ...     int64  in
-    arena,  # ...     uint8  in
-    values,  # (m,)    int64  out    stage 0
-    offsets,  # (m+1,)  int64  inout  stage 1: where each id begins in data
-    data,  # (b,)    uint8  out    stage 2
-):
-    """Read the ids of slots. Returns the bytes that byte ids take. Cost per row: slot line, for byte ids also the arena's."""
-    total = 0
-    for position in range(count):
-        word = memory[natural(np.int64(slots[position])) * LINE_WORDS + ID]
-        if stage == 0:
-            values[position] = word
-            continue
-        at = (word >> HALF_BITS) * 8
-        length = np.int64(arena[at]) | np.int64(arena[at + 1]) << 8 | np.int64(arena[at + 2]) << 16 | np.int64(arena[at + 3]) << 24
-        if stage == 1:
-            offsets[position] = total
-            offsets[position + 1] = total + length
-        else:
-            for k in range(length):
-                data[offsets[position] + k] = arena[at + 4 + k]
-        total += length
-    return total
-
-
-@inline
-def user_hash(arena, word, is_bytes, lane):
-    """Hash of a user's id for the digest: not keyed, the same everywhere."""
-    if is_bytes:
-        at = (word >> HALF_BITS) * 8
-        length = np.int64(arena[at]) | np.int64(arena[at + 1]) << 8 | np.int64(arena[at + 2]) << 16 | np.int64(arena[at + 3]) << 24
-        return hash_bytes(arena, at + 4, at + 4 + length, DIGEST_KEY, lane)
-    v0, v1, v2, v3 = sip_start(DIGEST_KEY, lane + U2)
-    v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, U(word))
-    return sip_end(v0, v1, v2, v3, INTEGER_LENGTH)
-
-
-@kernel(i64, i64, boolean, I64, I64, U8, U64)
-def digest_lanes(
-    floor_ns,  # ()    int64   in   entries before it are no longer retained
-    is_bytes,  # ()    bool    in   kind of the ids
-    memory,  # ...   int64   in   see Shard
-    control,  # ...   int64   in
-    arena,  # ...   uint8   in
-    lanes,  # (2,)  uint64  out  sums of the hashes of all retained entries, in two lanes
-):
-    """Hash the logical state: each retained (user, position, time, units), added up so that the order of users does not matter.
-
-    Reads only. Sequential over slot lines, plus each ring. Returns the entries hashed.
-    """
-    hashed = 0
-    lanes[0] = U(0)
-    lanes[1] = U(0)
-    for slot in range(control[SLOTS_USED]):
-        base = natural(slot) * LINE_WORDS
-        if memory[base + META] == 0 or memory[base + NEWEST] < floor_ns:
-            continue
-        count = count_of(memory, base)
-        first = expired(memory, base, floor_ns)
-        for lane in range(2):
-            key = user_hash(arena, memory[base + ID], is_bytes, U(lane))
-            for index in range(first, count):
-                time = time_of(memory, base, index)
-                units = units_of(memory, base, index)
-                v0, v1, v2, v3 = sip_start(key, U(lane))
-                v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, U(index - first))
-                v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, U(time))
-                v0, v1, v2, v3 = sip_word(v0, v1, v2, v3, U(units))
-                lanes[lane] += sip_end(v0, v1, v2, v3, ENTRY_LENGTH)
-        hashed += count - first
-    return hashed
 
 
 @kernel(i64, I64, I64, U8_IN, U8)
