@@ -352,6 +352,43 @@ class RiskEngine:
                     table = table.take(pc.select_k_unstable(table, int(k), sort_keys=order))
             return table.sort_by(order).slice(0, k)
 
+    def changes(self, *, at: Any = None) -> Any:
+        """Users whose score at `at` is another than what the previous call reported, or than 0.0 if none has.
+
+        So the first call reports every user with a score that is not 0.0; each further one those whose scores are others since, be it that
+        they had transactions, or that some left or entered the window. What was reported is no part of a snapshot: a loaded engine
+        reports every user again.
+
+        Args:
+            at: As in `score`. Each call that goes back in time looks at all users.
+
+        Returns:
+            Arrow table with the columns of `features`, by user id.
+
+        Raises:
+            TimeTooOldError: As in `score`; then nothing counts as reported.
+
+        Cost: a byte for each user, and some 100 ns for each who changed. 9 bytes more memory a user from the first call on.
+
+        Example:
+            >>> engine = RiskEngine(users=1000)
+            >>> engine.add("alice", 10, "2026-01-01T00:00:00Z")
+            10.0
+            >>> engine.changes()["user_id"].to_pylist(), engine.changes()["user_id"].to_pylist()
+            (['alice'], [])
+            >>> engine.changes(at="2026-01-01T00:01:01Z").select(["user_id", "score"]).to_pylist()
+            [{'user_id': 'alice', 'score': 0.0}]
+        """
+        with self._lock:
+            self._check_open()
+            at_ns = self._at_ns(at)
+            table = features_table(pa.array([], pa.string()), Features.empty(0), self.config.decimals)
+            if at_ns is None or self._core.kind is None:
+                return table
+            parts = self._core.shards.changed(self._core.kind, at_ns, self._core.clock_ns)
+            tables = [features_table(ids, features, self.config.decimals) for ids, features in parts]
+            return pa.concat_tables(tables, promote_options="permissive").combine_chunks().sort_by("user_id")
+
     def _features_of_all(self, at_ns: int | None) -> tuple[Any, Features]:
         if at_ns is None or self._core.kind is None:
             return pa.array([], pa.string()), Features.empty(0)

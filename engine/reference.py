@@ -99,6 +99,7 @@ class Reference:
         # Each user's transactions in event-time order, equal times in arrival order. What is no longer retained is
         # dropped when its user is touched; until then it is still here, and every reading method leaves it out.
         self._entries: dict[User, list[Entry]] = {}
+        self._reported: dict[User, float] = {}  # by `changes`
         # What the users touched by the running batch had before it, should it have to be undone; None: not held.
         self._before: dict[User, list[Entry] | None] = {}
 
@@ -263,6 +264,14 @@ class Reference:
         units_counted = [units for _, units in counted]
         score = _score(units_counted, self.config.decimals)
         return Features(len(counted), sum(units_counted), score, newest_ns, valid_until_ns, zero_at_ns)
+
+    def changes(self, at_ns: int | None = None) -> dict[User, float]:
+        """Users whose score at an instant, by default the clock, is another than this told last, 0.0 if it never did; with that score."""
+        users = {*self._entries, *self._reported}
+        scores = {user: self.score(user, at_ns) for user in sorted(users, key=_order)}
+        changed = {user: score for user, score in scores.items() if score != self._reported.get(user, 0.0)}
+        self._reported |= changed
+        return changed
 
     def retained(self, user: User) -> list[Entry]:
         """The user's (time_ns, units) that an exact lookup can need, in event-time order, ties in arrival order (S15)."""

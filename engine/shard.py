@@ -28,6 +28,7 @@ from engine.kernels import (
 )
 from engine.kernels import layout as at
 from engine.memory import machine_bytes, reserved
+from engine.watch import Watch
 
 #: What a window's feature says when there is nothing to say (no transaction, no end).
 NO_TIME: Final = -(2**63)
@@ -153,6 +154,7 @@ class Shard:
         self.marks: NDArray[np.uint8] = reserved(-(-slots_max // at.MARK_LANES) * at.MARK_LANES, np.uint8)
         self.control[at.EPOCH_BITS] = max(config.retention_ns.bit_length() - at.MARK_EPOCHS.bit_length() + 1, 0)
         self.copy: Copy | None = None
+        self.watch: Watch | None = None
         # Rounds of expiry: no mark is before the first; where the floor was when the round began; whether it reads lines, not marks.
         self._marks_from_ns = self._round_from_ns = 0
         self._by_lines = True
@@ -222,6 +224,8 @@ class Shard:
         ids = columns.ids
         if self.copy is not None:
             self.copy.before(self.find(ids, hashes, rows) if slots is None else slots)
+        located = slots is not None
+        slots = np.empty(len(rows), np.int32) if slots is None else slots
         applied = take_rows(
             ids.values,
             ids.offsets,
@@ -229,7 +233,7 @@ class Shard:
             is_bytes(ids.kind),
             hashes,
             rows,
-            slots is not None,
+            located,
             columns.time_ns,
             columns.amount_units,
             clock_ns,
@@ -244,10 +248,12 @@ class Shard:
             self.index.arena,
             self.slabs,
             self.marks,
-            np.empty(len(rows), np.int32) if slots is None else slots,
+            slots,
             _NO_SCORES if scores is None else scores,
             columns.reasons,
         )
+        if self.watch is not None:
+            self.watch.rows_came(slots, int(self.control[at.EPOCH_BITS]))
         return int(applied)
 
     def takes_one(self, id_bytes: int, units: int) -> bool:
@@ -375,8 +381,10 @@ class Shard:
         self._round_begins(floor_ns, by_lines=bool(self.control[at.SCATTERED]))
 
     def _expire(self, last: int, most: int, floor_ns: int, thorough: bool, kind: str | None) -> int:
-        index = self.index
-        return int(
+        index, watch = self.index, self.watch
+        self.control[at.GONE] = 0
+        gone = _NO_SLOTS if watch is None else np.empty(min(self.slots_used, most + _SWEPT_AT_ONCE), np.int32)
+        freed = int(
             expire_slots(
                 last,
                 most,
@@ -392,9 +400,17 @@ class Shard:
                 index.arena,
                 self.slabs,
                 self.marks,
+                watch is not None,
+                _NO_SCORES if watch is None else watch.reported,
+                gone,
                 np.empty(_SWEPT_AT_ONCE, np.int32),
             )
         )
+        count = int(self.control[at.GONE])
+        if watch is not None and kind is not None and count:
+            watch.leave(gone[:count], self.ids_of(gone[:count], kind))
+            self.release(gone, count, kind)
+        return freed
 
     def retained(self, floor_ns: int) -> tuple[int, int]:
         """Users with a transaction not before `floor_ns`, and the number of such transactions. Cost: a pass over all slots."""
@@ -425,6 +441,12 @@ class Shard:
         time_ns, units = np.empty(total, np.int64), np.empty(total, np.int64)
         read_entries(slots, counts, self.memory, time_ns, units)
         return Entries(self.ids_of(slots, kind), counts, time_ns, units)
+
+    def changed(self, at_ns: int) -> NDArray[np.int32]:
+        """Slots of the users whose score at an instant is another than was last reported."""
+        if self.watch is None:
+            self.watch = Watch(self.slots_max)
+        return self.watch.changed(at_ns, self.config.reach_ns, self.config.scale, self.slots_used, self.memory, self.control)
 
     def begin_copy(self, pending: NDArray[np.bool_], floor_ns: int, kind: str) -> None:
         """Copy what is retained now, while rows go on. `pending` is room for a bool a slot, touched beforehand to save time now."""
@@ -551,4 +573,5 @@ class Shard:
 
 
 _NO_SCORES: Final = np.empty(0, np.float64)
+_NO_SLOTS: Final = np.empty(0, np.int32)
 _FIRST: Final = np.zeros(1, np.int32)

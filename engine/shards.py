@@ -306,6 +306,24 @@ class Shards:
             chosen = [slots[rows[low:high] - start] for slots, start, low, high in zip(part, bounds[:-1], ends[:-1], ends[1:], strict=True)]
             yield self._ids_of_slots(chosen, kind), features.take(rows)
 
+    def changed(self, kind: str, at_ns: int, clock_ns: int | None) -> Iterator[tuple[Any, Features]]:
+        """Arrow ids and features of users whose score at an instant is another than was last reported: those with slots, then others."""
+        left = [ids for shard in self._shards for ids in self._left(shard)]
+        slots_of = self._all(lambda shard: shard.changed(at_ns))
+        yield self._ids_of_slots(slots_of, kind), self._features_of_slots(slots_of, at_ns, clock_ns)
+        for ids in left:
+            yield ids, Features.empty(len(ids))
+
+    def _left(self, shard: Shard) -> Iterator[Any]:
+        """Arrow ids of users who have lost their slots since the last report, and who are not back. It has then been reported."""
+        gone = [] if shard.watch is None else shard.watch.gone
+        while shard.watch is not None and gone:
+            ids, reported = gone.pop()
+            hashes, _ = self._split(ids, np.zeros(len(ids), np.uint8))
+            slots = shard.find(ids, hashes, np.arange(len(ids), dtype=np.int32))
+            shard.watch.came_back(slots[slots >= 0], reported[slots >= 0])
+            yield ids_to_arrow(ids).take(pa.array(np.flatnonzero(slots < 0)))
+
     def _features_of_slots(self, slots_of: list[Rows], at_ns: int, clock_ns: int | None) -> Features:
         floor_ns = self._floor_ns(clock_ns)
         bounds = np.cumsum([0] + [len(slots) for slots in slots_of])

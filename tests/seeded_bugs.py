@@ -39,6 +39,7 @@ CORE = [
     "tests/test_blocks.py",
     "tests/test_engine.py",
     "tests/test_kernels.py",
+    "tests/test_changes.py",
     "tests/test_properties.py::test_engine_equals_reference",
     "tests/test_properties.py::test_one_large_batch_equals_reference",
     "tests/test_properties.py::test_lookups_at_any_instant_equal_reference",
@@ -817,6 +818,64 @@ entries-edge  shards.py  the oldest retained transaction is not shown
 @ tests/test_edges.py::TestWindows::test_the_oldest_instant_shows_the_oldest_retained_transaction
 - retained = times >= self
 + retained = times > self
+
+==== changes
+
+leave-edge  kernels/changes.py  a score is taken to fall one nanosecond late
+@ tests/test_changes.py::test_changes_are_those_of_the_reference[8-int64]
+- plus(plus(oldest, reach_ns), 1)
++ plus(plus(oldest, reach_ns), 1 << 60)
+
+enter-forgotten  kernels/changes.py  a transaction that enters the window is no change
+@ tests/test_changes.py::test_changes_are_those_of_the_reference[0-int64]
+- instant = time_of(memory, base, last)
++ instant = np.int64(INT64_MAX)
+
+decay-forgotten  kernels/changes.py  a score that fell is reported only with the user's next row
+@ tests/test_changes.py::test_changes_are_those_of_the_reference[0-int64]
+- watch[slot] = 0 if instant == INT64_MAX else mark_of(control, instant)
++ watch[slot] = 0
+
+report-forgotten  kernels/changes.py  what was reported is reported again
+@ tests/test_changes.py::test_changes_are_those_of_the_reference[0-int64]
+- reported[slot] = score
++ reported[slot] = reported[slot]
+
+epoch-early  kernels/changes.py  a change within the epoch of the report comes late
+@ tests/test_changes.py::test_changes_are_those_of_the_reference[0-int64]
+- (at_ns >> control[EPOCH_BITS]) + 1)
++ (at_ns >> control[EPOCH_BITS]))
+
+gone-unreported  kernels/upkeep.py  users whose memory is taken back are never reported to have fallen to 0.0
+@ tests/test_changes.py::test_changes_are_those_of_the_reference[0-int64]
+- if watched and reported[natural(slot)] != 0.0:
++ if False:
+
+gone-forgotten  watch.py  what was reported of a user who left is taken for the next user's
+@ tests/test_changes.py::test_changes_are_those_of_the_reference[0-int64]
+- self.reported[slots] = 0.0
++ pass
+
+back-forgotten  watch.py  a user who left and is back is compared with nothing
+@ tests/test_changes.py::test_changes_are_those_of_the_reference[0-int64]
+- self.reported[slots] = reported
++ pass
+
+rows-unwatched  shard.py  rows are no change
+@ tests/test_changes.py::test_changes_are_those_of_the_reference[0-int64]
+- if self.watch is not None:
+-             self.watch.rows_came
++ if self.watch is not None and False:
++             self.watch.rows_came
+
+back-in-time  watch.py  going back in time is taken for going on
+@ tests/test_changes.py::test_changes_are_those_of_the_reference[11-int64]
+-  or at_ns < self._at_ns
+
+leap  watch.py  after a leap of time marks mean another time
+@ tests/test_changes.py::test_changes_are_those_of_the_reference[0-int64]
+- <= _EPOCHS_MAX
++ <= 1 << 62
 
 ==== the engine
 

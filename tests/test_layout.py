@@ -29,25 +29,12 @@ CLIENTS = {"chdb", "datafusion", "duckdb", "polars", "river"}
 ORDER = [
     *["errors", "config", "memory", "arrays", "kernels"],
     *["rounding", "texts", "instants", "capacity", "results", "columns", "userids", "sources", "outputs"],
-    *["entries", "copies", "index", "shard", "shards", "core", "storage", "snapshot", "saving", "engine"],
+    *["entries", "copies", "index", "watch", "shard", "shards", "core", "storage", "snapshot", "saving", "engine"],
     *["reference", "generate", "flags", "terminal", "forecast", "doctor", "adapters", "measurements", "benchmark", "__init__", "cli"],
 ]
 KERNELS_ORDER = [
-    *[
-        "layout",
-        "compile",
-        "convert",
-        "exact",
-        "hashing",
-        "probing",
-        "blocks",
-        "entries",
-        "rows",
-        "upkeep",
-        "windows",
-        "roofline",
-        "__init__",
-    ],
+    *["layout", "compile", "convert", "exact", "hashing", "probing", "blocks", "entries", "rows"],
+    *["upkeep", "windows", "changes", "roofline", "__init__"],
 ]
 
 SOURCE_FILES = sorted((ROOT / "engine").rglob("*.py"))

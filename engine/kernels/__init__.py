@@ -5,12 +5,13 @@
     exact     wide sums and correctly rounded quotients          blocks    memory of rings
     rows      guards of the clock, rows into lines and rings     convert   float amounts to whole units
     windows   scores and features at an instant                  upkeep    expiry, counting, listing users
-    entries   entries out of memory as columns, their digest
+    entries   entries out of memory as columns, their digest      changes   whose score is not what was reported
 
 Kernels raise nothing, read no clock and no randomness, and know no Python objects; limits are arguments. Each says which of the
 numbered invariants of `Shard` it needs and keeps, and how many random memory lines a row costs.
 """
 
+from engine.kernels.changes import list_changed
 from engine.kernels.compile import KERNELS
 from engine.kernels.convert import NOT_FINITE, OUT_OF_RANGE, round_amounts
 from engine.kernels.entries import count_entries, digest_entries, read_entries, read_ids
@@ -32,6 +33,7 @@ __all__ = [
     "expire_slots",
     "find_slots",
     "hash_one",
+    "list_changed",
     "list_retained",
     "partition",
     "read_entries",

@@ -91,7 +91,8 @@ MAGAZINE_BLOCKS = 32
 MAGAZINE_WORDS = 1 + MAGAZINE_BLOCKS
 SWEPT = MAGAZINES + MAGAZINE_LINES * MAGAZINE_WORDS  # slot where the round of expiry goes on
 EPOCH_BITS = SWEPT + 1
-SCATTERED = EPOCH_BITS + 1  # whether much ring memory lay between rings in use when expiry last looked
+GONE = EPOCH_BITS + 1  # how many of the users that expiry emptied are listed
+SCATTERED = GONE + 1  # whether much ring memory lay between rings in use when expiry last looked
 CONTROL_WORDS = SCATTERED + 1
 
 # Index lines.

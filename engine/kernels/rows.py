@@ -381,7 +381,7 @@ def take_rows(
     arena,  # ...     uint8    inout
     slabs,  # ...     int64    inout
     marks,  # ...     uint8    inout
-    slots,  # (m,)    int32    inout  slot of rows[j]
+    slots,  # (m,)    int32    inout  slot of rows[j], whether or not it was known before
     scores,  # (n,)    float64  out    score of each row at its own time (S9)
     reasons,  # (n,)    uint8    inout  set to `overflow` for rows that would break S3
 ):
@@ -416,6 +416,7 @@ def take_rows(
         if not located:
             value, first, last = bytes_between(values, offsets, row, is_bytes)
             slot = slot_made(memory, table, control, arena, hashes[row], value, data, first, last, is_bytes, slot)
+            slots[position] = slot
         base = natural(slot) * LINE_WORDS
         time = time_ns[row]
         amount = units[row]

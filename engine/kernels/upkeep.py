@@ -4,6 +4,7 @@ import numpy as np
 
 from engine.kernels.blocks import block_remove, lines_for, scattered, slab_give, slab_take, sparse
 from engine.kernels.compile import (
+    F64,
     I32,
     I64,
     U8,
@@ -30,6 +31,7 @@ from engine.kernels.layout import (
     BUCKET,
     EMPTY,
     ENTRIES,
+    GONE,
     HALF_BITS,
     HALF_MASK,
     ID,
@@ -65,13 +67,12 @@ def worth_shortening(memory, base, thorough):
 
 
 @inline
-def list_marked(control, marks, first, last, floor_ns, due):
-    """List those of the slots from `first` on, a multiple of MARK_LANES, whose marks are due; before `last`, and while `due` has room.
+def list_marked_before(marks, first, last, before, due):
+    """List those of the slots from `first` on, a multiple of MARK_LANES, marked with an epoch before another's mark.
 
-    Returns (how many, the slot to go on with).
+    Ends before `last`, and when `due` has no room for more. Returns (how many, the slot to go on with).
     """
     count = 0
-    before = mark_of(control, floor_ns)
     while first < last and count + MARK_LANES <= len(due):
         found = marks_due(marks, first, before)
         while found != 0:
@@ -86,7 +87,7 @@ def list_marked(control, marks, first, last, floor_ns, due):
 def list_due(memory, control, marks, first, last, floor_ns, thorough, every_ring, due):
     """List those of the slots from `first` on that expiry has to look into, going by their lines, and mark all of them anew (I9).
 
-    Returns as `list_marked`.
+    Returns as `list_marked_before`.
     """
     count = 0
     last = min(last, first + len(due))
@@ -154,7 +155,19 @@ def leave_slab(memory, control, slabs, base):
     slab_give(control, slabs, place, capacity // BLOCK_ENTRIES)
 
 
-@kernel(i64, i64, i64, i64, i64, boolean, boolean, boolean, U64_IN, I64, U32, I64, U8, I64, U8, I32)
+@inline
+def empty_slot(memory, marks, slot):
+    """Leave nothing in a slot but the id of its user."""
+    base = natural(slot) * LINE_WORDS
+    memory[base + META] = 1
+    for index in range(INLINE_CAPACITY):
+        memory[base + TIMES + index] = EMPTY
+    memory[base + AMOUNTS] = 0
+    memory[base + AMOUNTS + 1] = 0
+    marks[natural(slot)] = 0
+
+
+@kernel(i64, i64, i64, i64, i64, boolean, boolean, boolean, U64_IN, I64, U32, I64, U8, I64, U8, boolean, F64, I32, I32)
 def expire_slots(
     last,  # ()   int64   in     slots from SWEPT, a multiple of MARK_LANES where `marked`, to here or a little beyond are looked at
     most,  # ()   int64   in     while not so many of them had to be looked into
@@ -170,6 +183,9 @@ def expire_slots(
     arena,  # ...  uint8   inout
     slabs,  # ...  int64   inout
     marks,  # ...  uint8   inout
+    watched,  # ()   bool    in     whether users whose score was reported not to be 0.0 are only emptied, and listed
+    reported,  # (m,) float64 in     where `watched`: what was last reported of each slot
+    gone,  # (g,) int32   out    where `watched`: slots of users emptied, GONE of them; the caller frees them
     due,  # (k,) int32   out    scratch: slots that have to be looked into, up to k at a time
 ):
     """Free entries that no exact lookup can need, users left without any, and rings grown too large. Needs and keeps I1-I9.
@@ -189,7 +205,7 @@ def expire_slots(
                 break
             listed = np.int64(0)
             if marked:
-                count, first = list_marked(control, marks, first, last, floor_ns, due)
+                count, first = list_marked_before(marks, first, last, mark_of(control, floor_ns), due)
             else:
                 count, first = list_due(memory, control, marks, first, last, floor_ns, thorough, gather, due)
             control[SWEPT] = first
@@ -215,6 +231,11 @@ def expire_slots(
                 freed += entries
             else:
                 freed += entries_in_line(memory, base)
+            if watched and reported[natural(slot)] != 0.0:
+                empty_slot(memory, marks, slot)
+                gone[natural(control[GONE])] = slot
+                control[GONE] += 1
+                continue
             free_slot(memory, table, control, arena, keys, slot, is_bytes)
             marks[natural(slot)] = 0
             continue
