@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import math
+import json
 import os
 import sys
 import time
@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from engine import __version__, benchmark
 from engine.config import Config
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError, EngineError, SnapshotError
 from engine.flags import USAGE, Parser, is_on, quantity, settle, size
 from engine.terminal import (
     bytes_text,
-    colour,
     interruptible_input,
     one_line,
     progress,
@@ -41,7 +40,7 @@ from engine.terminal import (
 if TYPE_CHECKING:
     from engine.engine import RiskEngine
 
-DONE, FAILED, REJECTED, INTERRUPTED = 0, 1, 3, 130
+DONE, FAILED, REJECTED, DAMAGED, INTERRUPTED = 0, 1, 3, 4, 130
 
 #: Users that `run` shows at the end.
 TOP_ROWS: Final = 5
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `riskring`; None takes them from the process.
 
     Returns:
-        0 done, 1 failed, 2 usage, 3 rows rejected under --strict, 130 interrupted.
+        0 done, 1 failed, 2 usage, 3 rows rejected under --strict, 4 damaged snapshot, 130 interrupted.
 
     Example:
         >>> main(["plan", "--users", "10M", "--rate", "100k", "--json"])  # doctest: +ELLIPSIS
@@ -78,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         print(f"riskring: error: {one_line(error)}", file=sys.stderr)
-        return USAGE if isinstance(error, ConfigError) else FAILED
+        return DAMAGED if isinstance(error, SnapshotError) else USAGE if isinstance(error, ConfigError) else FAILED
     except Exception as error:
         if debug:
             raise
@@ -104,12 +103,13 @@ def _parser() -> Parser:
             "riskring run sample.parquet -o scored.parquet",
             "riskring top sample.parquet -k 3",
         )
-        + "\n\nexit codes: 0 done, 1 failed, 2 usage, 3 rows rejected under --strict, 130 interrupted",
+        + "\n\nexit codes: 0 done, 1 failed, 2 usage, 3 rows rejected under --strict, 4 damaged snapshot, 130 interrupted",
     )
     parser.add_argument("--version", action=_Version)
     _add_global_flags(parser)
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    for add in (_add_run, _add_score, _add_top, _add_explain, _add_verify, _add_generate, _add_plan, _add_doctor, _add_bench):
+    several = (_add_run, _add_score, _add_top, _add_explain, _add_snapshot, _add_verify, _add_generate, _add_plan, _add_doctor, _add_bench)
+    for add in several:
         add(commands)
     return parser
 
@@ -135,9 +135,14 @@ def _add_global_flags(parser: Parser) -> None:
     parser.flag("--debug", group=group, action="store_true", default=False, help="show the traceback of an error")
 
 
-def _add_files(parser: Parser) -> None:
+def _add_files(parser: Parser, state: str = "") -> None:
+    if state:
+        parser.flag("--state", metavar="DIR", help=state)
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="Parquet, Arrow IPC, CSV or NDJSON file, folder, glob, or - for standard input"
+        "files",
+        nargs="*" if state else "+",
+        metavar="FILE",
+        help="Parquet, Arrow IPC, CSV or NDJSON file, folder, glob, or - (standard input)",
     )
     group = parser.add_argument_group("engine")
 
@@ -170,10 +175,14 @@ def _add_run(commands: Any) -> None:
         "riskring run day1.csv day2.csv --window 5m --rejects rejected.csv",
         "riskring run payments.parquet -o scored.parquet   # all columns and `score`",
         "zcat payments.csv.gz | riskring run - --json",
+        "riskring run payments.parquet -o scored.parquet --state state   # again after a crash: it goes on",
     )
     parser.flag("-o", "--output", metavar="FILE", help="write all rows with their score, as the suffix says: .parquet .arrow .csv .ndjson")
     parser.flag("--rejects", metavar="FILE", help="write the rows that were not applied with their reason")
-    _add_files(parser)
+    parser.flag(
+        "--save-every", type=size, default=10_000_000, shown="10M", metavar="ROWS", help="with --state: rows from one snapshot to the next"
+    )
+    _add_files(parser, "keep snapshots there and go on from the last; outputs are then folders of parts")
 
 
 def _add_score(commands: Any) -> None:
@@ -188,7 +197,7 @@ def _add_score(commands: Any) -> None:
     )
     parser.flag("--user", action="append", default=[], shown=False, metavar="ID", help="whose score; may be given again")
     _add_at(parser)
-    _add_files(parser)
+    _add_files(parser, "ask the newest snapshot there instead of files")
 
 
 def _add_top(commands: Any) -> None:
@@ -204,7 +213,7 @@ def _add_top(commands: Any) -> None:
     parser.flag("-k", "--count", type=size, default=10, metavar="N", help="how many")
     parser.flag("--by", choices=("score", "sum", "count", "newest"), default="score", help="greatest in what")
     _add_at(parser)
-    _add_files(parser)
+    _add_files(parser, "ask the newest snapshot there instead of files")
 
 
 def _add_explain(commands: Any) -> None:
@@ -219,11 +228,25 @@ def _add_explain(commands: Any) -> None:
     )
     parser.flag("--user", metavar="ID", help="whose score")
     _add_at(parser)
-    _add_files(parser)
+    _add_files(parser, "ask the newest snapshot there instead of files")
 
 
 def _add_at(parser: Parser) -> None:
     parser.flag("--at", metavar="TIME", shown="the clock", help="instant of the answer, such as 2025-01-31T12:00:00Z, or now")
+
+
+def _add_snapshot(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "snapshot",
+        _snapshot,
+        "show what a snapshot says, or check that it is whole",
+        "`info` reads the manifest, `verify` all of it.",
+        "riskring snapshot info state",
+        "riskring snapshot verify s3://bucket/state --json",
+    )
+    parser.add_argument("action", choices=("info", "verify"), help="what to do")
+    parser.add_argument("uri", metavar="URI", help="folder of snapshots, or of one: a path, or a URI such as s3://bucket/folder")
 
 
 def _add_verify(commands: Any) -> None:
@@ -336,6 +359,7 @@ class _Replay:
         self.engine = engine
         self.end_input = end_input
         self.rows = 0
+        self.rows_now: int | None = None  # of this run, when others went before
         self.seconds = 0.0
         self.id_type: Any = None
 
@@ -361,6 +385,8 @@ class _Replay:
         self.seconds = time.perf_counter() - began
 
     def finish(self) -> _Replay:
+        if not self.args.files:
+            return self
         for _ in self.results(scores=False):
             pass
         return self
@@ -376,6 +402,9 @@ class _Replay:
         import pyarrow as pa  # noqa: PLC0415 - slow to import
 
         kind = self.id_type
+        restored = self.engine.restored
+        if kind is None and restored is not None and restored.kind is not None:
+            kind = {"string": pa.string(), "binary": pa.binary()}.get(restored.kind, pa.int64())
         if kind is not None and pa.types.is_dictionary(kind):
             kind = kind.value_type
         if kind is not None and pa.types.is_integer(kind):
@@ -395,11 +424,45 @@ class _Replay:
 def _replay(args: argparse.Namespace) -> Iterator[_Replay]:
     from engine.engine import RiskEngine  # noqa: PLC0415 - compiles kernels
 
+    state = getattr(args, "state", None)
+    if bool(state) == bool(args.files):
+        raise ConfigError("give FILE or --state DIR, not both" if state else "give FILE or --state DIR")
+    if state:
+        with RiskEngine.load(state, **_engine_options(args)) as engine:
+            _show_passed_over(engine, args)
+            yield _Replay(args, engine, lambda: None)
+        return
     with interruptible_input(args.files) as end_input, RiskEngine(**_engine_options(args)) as engine:
         yield _Replay(args, engine, end_input)
 
 
+def _show_passed_over(engine: RiskEngine, args: argparse.Namespace) -> None:
+    for name, why in engine.restored.passed_over if engine.restored and not args.quiet else ():
+        print(f"riskring: {name} is passed over: {why}", file=sys.stderr)
+
+
+def _run_with_state(args: argparse.Namespace) -> int:
+    from engine.replay import Replay  # noqa: PLC0415 - compiles kernels
+
+    if not args.files:
+        raise ConfigError("run needs FILE")
+    began = time.perf_counter()
+    with Replay(args.files, args.state, _engine_options(args), args.save_every, args.output, args.rejects) as run:
+        _show_passed_over(run.engine, args)
+        replay = _Replay(args, run.engine, lambda: None)
+        before = run.rows
+        with progress(quiet=args.quiet) as advance:
+            for _ in run.results():
+                advance(run.rows - before)
+        replay.rows, replay.seconds, replay.rows_now = run.rows, time.perf_counter() - began, run.rows - before
+        if not args.quiet or args.json:
+            _show_summary(replay, args)
+        return replay.exit_code()
+
+
 def _run(args: argparse.Namespace) -> int:
+    if args.state:
+        return _run_with_state(args)
     outputs = [path for path in (args.output, args.rejects) if path]
     _check_outputs(outputs, args.files)
     with _replay(args) as replay:
@@ -449,7 +512,8 @@ def _replay_into_files(replay: _Replay, args: argparse.Namespace) -> None:
 
 def _show_summary(replay: _Replay, args: argparse.Namespace) -> None:
     stats = replay.engine.stats()
-    rate = round(replay.rows / replay.seconds) if replay.seconds else 0
+    rows_now = replay.rows if replay.rows_now is None else replay.rows_now
+    rate = round(rows_now / replay.seconds) if replay.seconds else 0
     top = replay.engine.top(TOP_ROWS)
     if args.json:
         show_json(
@@ -528,6 +592,35 @@ def _explain(args: argparse.Namespace) -> int:
         return replay.exit_code()
 
 
+def _snapshot(args: argparse.Namespace) -> int:
+    from engine.engine import RiskEngine  # noqa: PLC0415 - compiles kernels
+    from engine.snapshot import described, snapshots  # noqa: PLC0415 - imports pyarrow
+
+    store, names = snapshots(args.uri)
+    if not names:
+        raise SnapshotError(f"{args.uri}: holds no snapshot")
+    found: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            told = described(store, name)
+            if args.action == "verify":
+                RiskEngine.load(f"{store.where}/{name}", shards=1).close()
+            found.append({"name": name, "state": "ok", **told})
+        except SnapshotError as error:
+            found.append({"name": name, "state": "damaged", "why": one_line(error)})
+        if args.action == "info":
+            break
+    if args.json:
+        show_json({"snapshots": found, "names": names})
+    else:
+        for told in found:
+            show_aligned([(key, value if isinstance(value, str) else json.dumps(value)) for key, value in told.items()], right=())
+            show("")
+        if args.action == "info" and len(names) > 1:
+            show(f"older  {', '.join(names[1:])}")
+    return DAMAGED if any(told["state"] == "damaged" for told in found) else DONE
+
+
 def _verify(args: argparse.Namespace) -> int:
     from engine.reference import verify  # noqa: PLC0415 - imports pyarrow
 
@@ -560,7 +653,7 @@ def _generate(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from engine.forecast import forecast  # noqa: PLC0415 - only here
+    from engine.forecast import forecast, share_of_machine  # noqa: PLC0415 - only here
     from engine.memory import machine_bytes  # noqa: PLC0415 - imports NumPy
 
     if args.users is None or args.rate is None:
@@ -579,30 +672,15 @@ def _plan(args: argparse.Namespace) -> int:
     show(f"{parts['transactions']:,.0f} transactions of {parts['active_users']:,.0f} users\n")
     lines = [(name, bytes_text(parts[name]), "") for name in ("slots", "index", "rings", "ids") if parts[name]]
     lines.append(("total", bytes_text(parts["total"]), f"{per_user:.0f} bytes per user with a retained transaction"))
-    lines.append(("memory", bytes_text(machine_bytes()), _share_of_machine(parts["total"] / machine_bytes())))
+    lines.append(("memory", bytes_text(machine_bytes()), share_of_machine(parts["total"] / machine_bytes())))
     show_aligned(lines, right=(1,))
     return DONE
 
 
-def _share_of_machine(share: float) -> str:
-    """What a forecast means here. An engine needs room beside its state: for batches, Python, and the system."""
-    if share < 0.8:
-        return f"of this machine: {share:.0%} is needed"
-    return f"of this machine: too little; use {math.ceil(share / 0.8)} partitions on as many such machines, or a shorter window or lateness"
-
-
 def _doctor(args: argparse.Namespace) -> int:
-    from engine.doctor import checks  # noqa: PLC0415 - looks at the machine
+    from engine.doctor import show_checks  # noqa: PLC0415 - looks at the machine
 
-    looked_at = checks()
-    if args.json:
-        show_json([check._asdict() for check in looked_at])
-    else:
-        paint = {"ok": "32", "warn": "33", "fail": "31"} if colour(sys.stdout) else {}
-        for name, state, found, fix in looked_at:
-            mark = f"\x1b[{paint[state]}m{state:<4}\x1b[0m" if paint else f"{state:<4}"
-            show(f"{mark}  {name:<13} {found}" + (f"; {fix}" if fix else ""))
-    return FAILED if any(check.state == "fail" for check in looked_at) else DONE
+    return DONE if show_checks(as_json=args.json) else FAILED
 
 
 def process() -> NoReturn:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from engine import __version__
-from engine.terminal import bytes_text, one_line
+from engine.terminal import bytes_text, colour, one_line, show, show_json
 
 
 class Check(NamedTuple):
@@ -26,6 +26,19 @@ class Check(NamedTuple):
 def checks() -> list[Check]:
     """Look at everything. Takes seconds where kernels have to be compiled."""
     return [*_check_versions(), _check_cores(), _check_memory(), _check_huge_pages(), _check_cache(), _check_engine()]
+
+
+def show_checks(*, as_json: bool) -> bool:
+    """Look at everything and print what was found. False if something fails."""
+    looked_at = checks()
+    if as_json:
+        show_json([check._asdict() for check in looked_at])
+    else:
+        paint = {"ok": "32", "warn": "33", "fail": "31"} if colour(sys.stdout) else {}
+        for name, state, found, fix in looked_at:
+            mark = f"\x1b[{paint[state]}m{state:<4}\x1b[0m" if paint else f"{state:<4}"
+            show(f"{mark}  {name:<13} {found}" + (f"; {fix}" if fix else ""))
+    return not any(check.state == "fail" for check in looked_at)
 
 
 def _check_versions() -> Iterator[Check]:

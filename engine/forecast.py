@@ -62,6 +62,13 @@ def forecast(users: int, rate: float, retention_ns: int, id_bytes: int = 0) -> d
     return {"active_users": users * -math.expm1(-mean), "transactions": users * mean, **parts, "total": sum(parts.values())}
 
 
+def share_of_machine(share: float) -> str:
+    """What a forecast means here. An engine needs room beside its state: for batches, Python, and the system."""
+    if share < 0.8:
+        return f"of this machine: {share:.0%} is needed"
+    return f"of this machine: too little; use {math.ceil(share / 0.8)} partitions on as many such machines, or a shorter window or lateness"
+
+
 def _capacities() -> Iterator[int]:
     """Capacities of rings, from the least on."""
     yield from (_LINE_ENTRIES * lines for lines in BLOCK_LINES)

@@ -14,7 +14,6 @@ end the digest of the engine must be that of the state that was saved. What the 
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from engine.columns import Columns, ids_of, ids_to_arrow
 from engine.config import AMOUNT_UNITS_MAX, REASONS, TIME_NS_MAX, TIME_NS_MIN, USERS_MAX, Config
 from engine.entries import Entries
 from engine.errors import ConfigError, SnapshotError
+from engine.instants import instant_text
 from engine.storage import MANIFEST, Store, as_snapshot_error, store_of
 
 FORMAT: Final = "riskring snapshot"
@@ -101,6 +101,7 @@ class SnapshotInfo:
         users, transactions: What is retained.
         bytes: Size of all files.
         digest: `RiskEngine.digest` of the state.
+        kind: Of the user ids: "int64", "uint64", "string" or "binary"; None before the first.
         created: When it was written, numpy.datetime64[ns].
         version: Of the format.
         passed_over: Newer snapshots that could not be loaded, as (name, why).
@@ -114,6 +115,7 @@ class SnapshotInfo:
     transactions: int
     bytes: int
     digest: str
+    kind: str | None
     created: np.datetime64
     version: int = VERSION
     passed_over: tuple[tuple[str, str], ...] = ()
@@ -423,6 +425,7 @@ def info_of(store: Store, name: str, manifest: Manifest, size_bytes: int, passed
         transactions=manifest.transactions,
         bytes=size_bytes,
         digest=manifest.digest,
+        kind=state.kind,
         created=np.datetime64(manifest.created_ns, "ns"),
         passed_over=passed_over,
     )
@@ -507,7 +510,22 @@ def _duration(nanoseconds: int) -> str:
     return f"{nanoseconds}ns"
 
 
-def created_text(info: SnapshotInfo) -> str:
-    """When a snapshot was written, to the second."""
-    seconds = int(info.created.astype("int64")) // 10**9
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat().replace("+00:00", "Z")
+def described(store: Store, name: str) -> dict[str, Any]:
+    """What a manifest says, as plain values for people: times as text."""
+    manifest = read_manifest(store, name)
+    state = manifest.state
+    config = asdict(state.config)
+    del config["shards"]
+    return {
+        "created": instant_text(manifest.created_ns),
+        "clock": None if state.clock_ns is None else instant_text(state.clock_ns),
+        "users": manifest.users,
+        "transactions": manifest.transactions,
+        "rows": state.totals.rows,
+        "files": len(manifest.parts),
+        "bytes": sum(part.bytes for part in manifest.parts),
+        "digest": manifest.digest,
+        "ids": state.kind,
+        "position": state.position,
+        "config": config,
+    }

@@ -89,11 +89,11 @@ def read(data: Any, config: Config) -> Generator[list[Any], None, None]:
         [1]
     """
     if isinstance(data, str | os.PathLike):
-        yield from _read_files(_files_of(data), config)
+        yield from _read_files(files_of(data), config)
     elif isinstance(data, list | tuple):
         if not data or not all(isinstance(path, str | os.PathLike) for path in data):
             raise SchemaError("a list of transactions must be a non-empty list of paths; give a dict of columns, a table or a frame")
-        yield from _read_files([file for path in data for file in _files_of(path)], config)
+        yield from _read_files([file for path in data for file in files_of(path)], config)
     elif isinstance(data, Mapping):
         yield _memory_unit(_table_of(data), config)
     elif isinstance(data, pa.RecordBatch | pa.Table):
@@ -172,7 +172,7 @@ def _empty(schema: Any) -> Any:
 # Files
 
 
-def _files_of(path: Any) -> list[str]:
+def files_of(path: Any) -> list[str]:
     """The files that a path, a folder, a glob or "-" names."""
     name = os.fsdecode(path)
     if name == "-" or os.path.isfile(name):

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 import pyarrow as pa
 import pyarrow.fs
 
-from engine.errors import ConfigError, SnapshotError
+from engine.errors import ConfigError, EngineError, SnapshotError
 
 MANIFEST: Final = "manifest.json"
 
@@ -213,6 +213,27 @@ def sync_folder(folder: str, system: System) -> None:
         system.sync(handle)
     finally:
         system.close(handle)
+
+
+@contextlib.contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Hold a local folder, made if it is missing, against other processes. The lock goes with the process, however that ends.
+
+    Raises:
+        EngineError: Another process holds it.
+    """
+    import fcntl  # noqa: PLC0415 - not on every system
+
+    os.makedirs(folder, exist_ok=True)
+    handle = os.open(f"{folder}/{_HIDDEN}lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EngineError(f"{folder}: another process uses this state; wait for it, or give another folder") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 class ArrowStore:

@@ -29,7 +29,7 @@ CLIENTS = {"chdb", "datafusion", "duckdb", "polars", "river"}
 ORDER = [
     *["errors", "config", "memory", "arrays", "kernels"],
     *["rounding", "texts", "instants", "capacity", "results", "columns", "userids", "sources", "outputs"],
-    *["entries", "copies", "index", "watch", "shard", "shards", "core", "storage", "snapshot", "saving", "engine"],
+    *["entries", "copies", "index", "watch", "shard", "shards", "core", "storage", "snapshot", "saving", "engine", "replay"],
     *["reference", "generate", "flags", "terminal", "forecast", "doctor", "adapters", "measurements", "benchmark", "__init__", "cli"],
 ]
 KERNELS_ORDER = [

@@ -30,9 +30,10 @@ def commands() -> list[tuple[str, str]]:
     return [(line, shown) for line, _, shown in (part.partition("\n") for part in parts)]
 
 
-def test_python_session() -> None:
+def test_python_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks are one session."""
     pytest.importorskip("polars")
+    monkeypatch.chdir(tmp_path)
     session = doctest.DocTestParser().get_doctest("".join(blocks("python")), {}, "README.md", None, 0)
     report = io.StringIO()
     result = doctest.DocTestRunner().run(session, out=report.write)

@@ -197,7 +197,7 @@ def test_folders_globs_and_lists(tmp_path):
     (tmp_path / "_SUCCESS").write_text("")
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "folder.csv" / "inner.csv").write_bytes(csv_bytes())
-    assert sources._files_of(tmp_path) == [str(tmp_path / name) for name in ("1.parquet", "2.csv", "3.ndjson", "4.arrow")]
+    assert sources.files_of(tmp_path) == [str(tmp_path / name) for name in ("1.parquet", "2.csv", "3.ndjson", "4.arrow")]
     assert rows_of(tmp_path) == EXPECTED * 4
     assert rows_of(str(tmp_path / "[12].*")) == EXPECTED * 2
     assert rows_of([tmp_path / "1.parquet", str(tmp_path / "folder.csv"), str(tmp_path / "?.csv")]) == EXPECTED * 3
