@@ -290,6 +290,8 @@ class _Writer:
     def needed_bytes(self, rest: Iterable[Entries], state: State, created_ns: int) -> int:
         """Size of the whole snapshot, when it could not be written: what has not been yet is encoded for nothing but its size."""
         self._store = _Nowhere()
+        if self._chunks:
+            self._put()  # the file that did not fit
         for chunk in rest:
             self.add(chunk)
         return _size_bytes(self.finish(state, created_ns))

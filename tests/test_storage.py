@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
+from itertools import count
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pyarrow.fs
@@ -11,8 +14,8 @@ import pytest
 
 from engine import ConfigError, RiskEngine, SnapshotError
 from engine import snapshot as snapshot_module
-from engine.storage import LocalStore
-from tests.disks import Disk
+from engine.storage import ArrowStore, LocalStore, System, sync_folder, write_file
+from tests.disks import MANNERS, Crash, Disk
 from tests.objects import Objects
 from tests.test_snapshot import batch, disk_store, load, make, same, smallest_steps, some_rows
 
@@ -219,3 +222,276 @@ class TestOtherFileSystems:
             assert restored is not None
             assert restored.position == 0
             assert "the network is down" in restored.passed_over[0][1]
+
+
+class TestDisk:
+    """The model: what is promised is there after every crash, and what is not is there after some."""
+
+    def found(self, disk: Disk) -> list[dict[str, bytes]]:
+        """Files after crashes of forty kinds."""
+        after = [disk.crash(Random(seed)) for seed in range(40)]
+        return [{path: bytes(each.file(path).data) for path in each.paths()} for each in after]
+
+    def test_what_was_synced_stays(self) -> None:
+        disk = Disk()
+        disk.make_folder("/a")
+        write_file("/a/b", b"bytes", disk)
+        sync_folder("/a", disk)
+        assert {frozenset(found) for found in self.found(disk)} == {frozenset(), frozenset({"/a/b"})}
+        sync_folder("/", disk)
+        assert self.found(disk) == [{"/a/b": b"bytes"}] * 40
+        assert disk.open_handles == 0
+
+    def test_what_was_not_may_be_anything(self) -> None:
+        disk = Disk()
+        handle = disk.create("/a")
+        disk.write(handle, memoryview(b"old "))
+        disk.sync(handle)
+        sync_folder("/", disk)
+        disk.write(handle, memoryview(b"new"))
+        found = {files["/a"] for files in self.found(disk)}
+        assert {b"old ", b"old n", b"old ne", b"old new"} < found
+        assert all(data.startswith(b"old ") and len(data) <= 7 for data in found)
+        assert any(data.endswith(b"\0") for data in found)
+
+    def test_names_change_in_any_order(self) -> None:
+        disk = Disk()
+        for name in ("a", "b", "c"):
+            write_file(f"/{name}", name.encode(), disk)
+        sync_folder("/", disk)
+        disk.rename("/a", "/x")
+        disk.remove_file("/b")
+        disk.rename("/x", "/c")
+        found = {tuple(sorted(files.items())) for files in self.found(disk)}
+        assert (("/a", b"a"), ("/c", b"c")) in found, "the removal alone"
+        assert (("/b", b"b"), ("/c", b"a")) in found, "both renames without it"
+        assert (("/a", b"a"), ("/b", b"b"), ("/c", b"c")) in found, "nothing"
+        assert disk.restarted().folder("").names.keys() == {"c"}
+
+
+WHERE = "/data/snapshots"
+
+
+def some(older: int) -> tuple[RiskEngine, Disk, dict[Any, str]]:
+    """An engine with a few users, a disk with so many older snapshots of it, and digests by position."""
+    engine, disk, digests = make(), Disk(), {}
+    for number in range(older):
+        engine.ingest(batch("int64", [(user, number, number) for user in range(3)]))
+        engine.save(disk_store(disk, WHERE), position=number)
+        digests[number] = engine.digest()
+    engine.ingest(batch("int64", [(user, 9, 9) for user in range(1, 5)]))
+    digests["new"] = digests["next"] = engine.digest()
+    return engine, disk, digests
+
+
+def found(disk: Disk, digests: dict[Any, str]) -> Any:
+    """Position of what is loaded, which is whole and was not chosen for want of another; None: there is no snapshot."""
+    store = disk_store(disk, WHERE)
+    if not store.names():
+        with pytest.raises(SnapshotError, match="holds no snapshot"):
+            load(store)
+        return None
+    engine = load(store)
+    assert engine.restored is not None
+    assert engine.restored.passed_over == ()
+    assert digests[engine.restored.position] == engine.digest()
+    return engine.restored.position
+
+
+class TestFailures:
+    """Every call on the disk fails in every manner."""
+
+    @pytest.mark.parametrize("for_good", [False, True])
+    @pytest.mark.parametrize("manner", MANNERS)
+    @pytest.mark.parametrize("older", [0, 1, 3])
+    def test_saving(self, older: int, manner: str, for_good: bool) -> None:
+        engine, base, digests = some(older)
+        for number in count():
+            disk = base.restarted()
+            disk.fail(number, manner, for_good)
+            with smallest_steps(part_rows=3):
+                try:
+                    engine.save(disk_store(disk, WHERE), position="new")
+                    outcome = "saved"
+                except SnapshotError:
+                    outcome = "failed"
+                except Crash:
+                    outcome = "crashed"
+            if len(disk.calls) <= number:
+                assert outcome == "saved"
+                break
+            assert outcome in {"error": ("failed",), "full": ("failed",), "short": ("saved", "failed")}.get(manner, ("crashed",))
+            allowed = ["new"] if outcome == "saved" else ["new", older - 1 if older else None]
+            if outcome != "crashed":
+                assert disk.open_handles == 0
+            later = [disk.restarted(), *(disk.crash(Random(f"{number} {seed}")) for seed in range(4))]
+            for each in later:
+                assert found(each, digests) in allowed, (number, disk.calls[number])
+            self.goes_on(engine, later[number % len(later)], digests)
+        assert number > 20
+
+    def goes_on(self, engine: RiskEngine, disk: Disk, digests: dict[Any, str]) -> None:
+        """The next save is durable, and nothing is left of the one before but what was whole."""
+        engine.save(disk_store(disk, WHERE), position="next")
+        assert len(disk.folder(WHERE).names) <= 3
+        assert all(name.startswith("snapshot-") for name in disk.folder(WHERE).names)
+        for seed in range(2):
+            assert found(disk.crash(Random(seed)), digests) == "next"
+
+    def test_the_same_process_goes_on_after_a_failure(self) -> None:
+        """Also where a failed call may have left a name that is not durable yet."""
+        engine, base, digests = some(0)
+        for number in count():
+            disk = base.restarted()
+            disk.fail(number, "error")
+            try:
+                engine.save(disk_store(disk, WHERE), position="new")
+                break
+            except SnapshotError:
+                self.goes_on(engine, disk, digests)
+        assert number > 20
+
+    @pytest.mark.parametrize("manner", ["error", "short", "full"])
+    def test_loading(self, manner: str) -> None:
+        engine, disk, digests = some(2)
+        with smallest_steps(part_rows=3):
+            engine.save(disk_store(disk, WHERE), position="new")
+        disk.calls.clear()
+        load(disk_store(disk, WHERE))
+        reads = len(disk.calls)
+        for number in range(reads):
+            disk.fail(number, manner)
+            short_of_nothing = manner == "short" and disk.calls[number][0] != "read"
+            try:
+                restored = load(disk_store(disk, WHERE))
+            except SnapshotError:
+                assert not short_of_nothing
+                continue
+            assert restored.restored is not None
+            position = restored.restored.position
+            assert restored.digest() == digests[position]
+            assert (position == "new") == (restored.restored.passed_over == ()) == short_of_nothing
+        assert reads > 8
+
+    def test_a_full_disk_says_how_much_is_needed(self) -> None:
+        engine, base, _ = some(1)
+        with smallest_steps(part_rows=3):
+            needed = engine.save(disk_store(base.restarted(), WHERE), position="new").bytes
+        tried = set()
+        for number in count():
+            disk = base.restarted()
+            disk.free = 1_234
+            disk.fail(number, "full")
+            try:
+                with smallest_steps(part_rows=3):
+                    engine.save(disk_store(disk, WHERE), position="new")
+                break
+            except SnapshotError as error:
+                if disk.calls[number][0] in ("make_folder", "create", "write", "sync", "rename") and "is written" not in str(error):
+                    tried.add(disk.calls[number][0])
+                    wanted = f"No space left on device; it needs {needed:,} bytes, and 1,234 are free; make room, or save elsewhere"
+                    assert str(error).endswith(wanted), disk.calls[number]  # noqa: PT017 - of some calls only
+        assert tried == {"make_folder", "create", "write", "sync", "rename"}
+
+    def test_a_disk_that_does_not_say_how_much_is_free(self) -> None:
+        engine, disk, _ = some(1)
+        writes = Disk()
+        engine.save(disk_store(writes, WHERE))
+        first_write = [name for name, _ in writes.calls].index("write")
+        disk.fail(first_write, "full", for_good=True)
+        with pytest.raises(SnapshotError, match="bytes, and an unknown number is free"):
+            engine.save(disk_store(disk, WHERE))
+
+    def test_an_fsync_that_failed_is_not_tried_again(self) -> None:
+        engine, base, _ = some(1)
+        tried = 0
+        for number in count():
+            disk = base.restarted()
+            disk.fail(number, "error")
+            try:
+                engine.save(disk_store(disk, WHERE), position="new")
+                break
+            except SnapshotError:
+                name, path = disk.calls[number]
+                if name == "sync":
+                    tried += 1
+                    assert ("sync", path) not in disk.calls[number + 1 :]
+        assert tried == 5, "the parent, two files, their folder, and the root"
+
+    def test_each_file_is_synced_before_the_names_and_these_before_they_show(self) -> None:
+        engine, disk, _ = some(3)
+        disk.calls.clear()
+        engine.save(disk_store(disk, WHERE), position="new")
+        part, old = f"{WHERE}/.riskring-snapshot-00000000000000000004.part", f"{WHERE}/.riskring-snapshot-00000000000000000001.removed"
+        effects = [call for call in disk.calls if call[0] in ("make_folder", "sync", "rename", "remove_file", "remove_folder")]
+        assert effects == [
+            ("sync", "/data"),
+            ("make_folder", part),
+            ("sync", f"{part}/transactions-00000.parquet"),
+            ("sync", f"{part}/manifest.json"),
+            ("sync", part),
+            ("rename", part),
+            ("sync", WHERE),
+            ("rename", f"{WHERE}/snapshot-00000000000000000001"),
+            ("sync", WHERE),
+            ("remove_file", f"{old}/transactions-00000.parquet"),
+            ("remove_file", f"{old}/manifest.json"),
+            ("remove_folder", old),
+        ]
+
+    def test_who_may_not_look_into_the_parent_can_save(self) -> None:
+        class Private(Disk):
+            def open_folder(self, folder: str) -> int:
+                if folder == "/data":
+                    raise PermissionError(13, "Permission denied")
+                return super().open_folder(folder)
+
+        _, base, digests = some(1)
+        engine, _, _ = some(1)
+        disk = Private(base.root)
+        engine.save(disk_store(disk, WHERE), position="new")
+        assert found(Disk(disk.root), digests) == "new"
+
+
+class TestSystem:
+    """The calls of the operating system itself."""
+
+    def test_a_file_takes_no_more_memory_than_it_has_bytes(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"bytes")
+        objects = Objects()
+        objects.objects["folder/file"] = b"bytes"
+        store = ArrowStore(pyarrow.fs.PyFileSystem(objects), "", "")
+        tracemalloc.start()
+        try:
+            assert System().read(str(tmp_path / "file"), 1 << 40) == b"bytes"
+            assert store.get("folder", "file", 1 << 40) == b"bytes"
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
+        assert System().read(str(tmp_path / "file"), 2) == b"by"
+        assert store.get("folder", "file", 2) == b"byt", "one more, so that it shows"
+
+    def test_what_cannot_be_told_is_no_no(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        assert System().is_folder(str(tmp_path))
+        assert not System().is_folder(str(tmp_path / "file"))
+        assert not System().is_folder(str(tmp_path / "file" / "below"))
+        assert not System().is_folder(str(tmp_path / "missing"))
+        with pytest.raises(OSError, match="too long"):
+            System().is_folder(str(tmp_path / ("x" * 10_000)))
+
+    def test_on_a_real_disk(self, tmp_path: Path) -> None:
+        """All calls there are, once."""
+        system, folder = System(), str(tmp_path / "folder")
+        system.make_folder(folder)
+        write_file(f"{folder}/a", b"bytes", system)
+        sync_folder(folder, system)
+        system.rename(f"{folder}/a", f"{folder}/b")
+        assert system.names(folder) == ["b"]
+        assert system.read(f"{folder}/b", 10) == b"bytes"
+        assert system.free_bytes(folder) > 0
+        with pytest.raises(FileExistsError):
+            write_file(f"{folder}/b", b"others", system)
+        system.remove_file(f"{folder}/b")
+        system.remove_folder(folder)
+        assert not system.is_folder(folder)
