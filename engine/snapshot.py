@@ -61,6 +61,7 @@ _NAME: Final = re.compile(r"snapshot-(\d{20})(?:-[0-9a-f]{8})?")
 _PART_NAME: Final = re.compile(r"transactions-\d{5,}\.parquet")
 
 _ID_TYPES: Final = {"int64": pa.int64(), "uint64": pa.uint64(), "string": pa.large_string(), "binary": pa.large_binary()}
+_STORED_ID_TYPES: Final = {**_ID_TYPES, "string": pa.string(), "binary": pa.binary()}  # as Parquet has them
 _INSTANT: Final = pa.timestamp("ns", "UTC")
 
 #: Errors that say that there is no room.
@@ -413,7 +414,7 @@ def read_manifest(store: Store, name: str) -> Manifest:
         version = told["version"]
         if told["format"] == FORMAT and isinstance(version, int) and version > VERSION:
             raise SnapshotError(f"{what}: has version {version}, this riskring knows {VERSION}; use a newer one")
-        if not _is_sealed(told, data) or told["format"] != FORMAT or version != VERSION:
+        if not _is_sealed(told, data) or told["format"] != FORMAT or _whole(version) != VERSION:
             raise ValueError("it is not as it was written")
         return _checked(told)
     except SnapshotError:
@@ -432,7 +433,7 @@ def _checked(told: dict[str, Any]) -> Manifest:
     config = _checked_config(told["config"])
     rejected = told["rejected"]
     by_reason = (_count(told["accepted"]), *(_count(rejected[reason]) for reason in REASONS))
-    if len(rejected) != len(REASONS) or sum(by_reason) != _count(told["rows"]):
+    if len(rejected) != len(REASONS) or sum(by_reason) != _count(told["rows"]) or _count(told["rounded"]) > by_reason[0]:
         raise ValueError("rows and reasons do not add up")
     clock_ns, kind = told["clock_ns"], told["kind"]
     if clock_ns is not None and not TIME_NS_MIN <= _whole(clock_ns) <= TIME_NS_MAX:
@@ -458,7 +459,7 @@ def _checked(told: dict[str, Any]) -> Manifest:
         config=config,
         kind=kind,
         clock_ns=clock_ns,
-        totals=Totals(told["rows"], _count(told["rounded"]), by_reason),
+        totals=Totals(told["rows"], told["rounded"], by_reason),
         position=told["position"],
     )
     return Manifest(state, users, transactions, str(told["digest"]), created_ns, parts)
@@ -469,7 +470,7 @@ def _checked_config(told: dict[str, Any]) -> Config:
     if set(told) != {field.name for field in fields(Config)} - {"shards"}:
         raise ValueError("the configuration has other options")
     config = config_with(Config(shards=1, **told), {"shards": 1})
-    if any(getattr(config, name) != value for name, value in told.items()):
+    if any(repr(getattr(config, name)) != repr(value) for name, value in told.items()):
         raise ValueError("the configuration is not as options are kept")
     return config
 
@@ -540,9 +541,11 @@ def _columns(data: bytes, part: Part, state: State) -> Columns:
         if file.metadata.num_rows != part.rows:
             raise ValueError(f"it has {file.metadata.num_rows} rows instead of {part.rows}")
         table = file.read(use_threads=False)
-    if table.column_names != ["user_id", "timestamp", "amount_units"] or any(column.null_count for column in table.columns):
+    schema = pa.schema({"user_id": id_type, "timestamp": _INSTANT, "amount_units": pa.int64()})
+    stored = schema.set(0, pa.field("user_id", _STORED_ID_TYPES[state.kind]))
+    if table.schema.remove_metadata() not in (schema, stored) or any(column.null_count for column in table.columns):
         raise ValueError("its columns are others")
-    table = table.cast(pa.schema({"user_id": id_type, "timestamp": _INSTANT, "amount_units": pa.int64()})).combine_chunks()
+    table = table.cast(schema).combine_chunks()
     ids = ids_of(table["user_id"].chunk(0), "user_id")
     time_ns = table["timestamp"].cast(pa.int64()).to_numpy().copy()
     units = table["amount_units"].to_numpy().copy()
