@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.entries import Entries
+from engine.errors import SnapshotError
 
 #: Users that are read at a time, and entries after which a call ends: a few milliseconds.
 _USERS_AT_ONCE: Final = 1 << 11
@@ -33,42 +34,47 @@ class Copy:
         self._read = read
         self._next = 0
         self._kept: list[Entries] = []
+        self._torn = False  # some users have been taken off `pending`, but their transactions may not be in the copy
 
     def before(self, slots: NDArray[np.int32]) -> None:
         """Copy the users in these slots (-1: none), who are about to change."""
         known = slots[(slots >= 0) & (slots < len(self._pending))]
         known = known[self._pending[known]]
         if len(known):
-            self._kept.append(self._read_pending(np.unique(known)))
+            self._read_pending(np.unique(known), self._kept)
 
     def before_all(self) -> None:
         """Copy all users who have not been yet, in one go."""
         while self._next < len(self._pending):
-            self._kept.extend(self._some())
+            self._some(self._kept)
 
     def take(self) -> list[Entries]:
         """Some of the copy: those users who had to be copied, and a few of the others; nothing when that was all."""
+        if self._torn:
+            raise SnapshotError("rows were interrupted while what they change was copied, so the snapshot is not whole; save again")
         kept, self._kept = self._kept, []
-        return kept + self._some()
+        self._some(kept)
+        return kept
 
-    def _some(self) -> list[Entries]:
-        taken: list[Entries] = []
+    def _some(self, taken: list[Entries]) -> None:
+        """Copy a few users."""
         entries = 0
         while entries < _ENTRIES_AT_ONCE and self._next < len(self._pending):
             ahead = self._pending[self._next : self._next + 16 * _USERS_AT_ONCE]
             slots = np.flatnonzero(ahead)[:_USERS_AT_ONCE]
             last = len(ahead) if len(slots) < _USERS_AT_ONCE else int(slots[-1]) + 1
             if len(slots):
-                taken.append(self._read_pending((self._next + slots).astype(np.int32)))
+                self._read_pending((self._next + slots).astype(np.int32), taken)
                 entries += len(taken[-1].time_ns)
             self._next += last
-        return taken
 
-    def _read_pending(self, slots: NDArray[np.int32]) -> Entries:
+    def _read_pending(self, slots: NDArray[np.int32], taken: list[Entries]) -> None:
+        self._torn = True  # until this is done: memory may be short, and Ctrl-C come anywhere
         self._pending[slots] = False
-        return self._read(slots)
+        taken.append(self._read(slots))
+        self._torn = False
 
     @property
     def complete(self) -> bool:
         """Whether all has been taken."""
-        return self._next >= len(self._pending) and not self._kept
+        return self._next >= len(self._pending) and not self._kept and not self._torn

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config import TIME_NS_MAX, TIME_NS_MIN
 from engine.core import Core
 from engine.entries import Entries
 from engine.errors import CapacityError, ConfigError, EngineError, SnapshotError
@@ -56,9 +57,14 @@ class Saver:
         core = self._core
         totals = Totals(core.rows, core.rounded, tuple(core.by_reason.tolist()))
         state = State(core.config, core.kind, core.clock_ns, totals, position)
+        created_ns = min(max(core.now(), TIME_NS_MIN), TIME_NS_MAX)
         core.shards.begin_copy(core.clock_ns, core.kind or "int64", rooms)
-        thread = ThreadPoolExecutor(1, thread_name_prefix="riskring-save")
-        self._saving = thread.submit(self._write, store, state, core.now())
+        try:
+            thread = ThreadPoolExecutor(1, thread_name_prefix="riskring-save")
+            self._saving = thread.submit(self._write, store, state, created_ns)
+        except BaseException:  # no thread is to be had
+            core.shards.end_copy()
+            raise
         thread.shutdown(wait=False)
         return self._saving
 
@@ -127,7 +133,7 @@ def _loaded(
         whole = core.restore(state.kind, state.clock_ns, parts_of(store, name, manifest))
         users, transactions = core.shards.retained(core.clock_ns)
         digest = state_digest(config, core.clock_ns, users, transactions, core.shards.digest(core.clock_ns, core.kind))
-        if not whole or digest != manifest.digest:
+        if not whole or digest != manifest.digest or (users, transactions) != (manifest.users, manifest.transactions):
             raise SnapshotError(f"{store.where}/{name}: its transactions are not those that were saved; load an older snapshot")
     except BaseException as error:
         core.shards.close()
@@ -136,4 +142,4 @@ def _loaded(
         raise
     core.rows, core.rounded = state.totals.rows, state.totals.rounded
     core.by_reason[:] = state.totals.by_reason
-    return core, info_of(store, name, manifest, sum(part.bytes for part in manifest.parts), tuple(passed_over))
+    return core, info_of(store, name, manifest, tuple(passed_over))

@@ -14,11 +14,12 @@ end the digest of the engine must be that of the state that was saved. What the 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -28,7 +29,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.columns import Columns, ids_of, ids_to_arrow
-from engine.config import AMOUNT_UNITS_MAX, REASONS, TIME_NS_MAX, TIME_NS_MIN, USERS_MAX, Config
+from engine.config import AMOUNT_UNITS_MAX, REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.entries import Entries
 from engine.errors import ConfigError, SnapshotError
 from engine.instants import instant_text
@@ -49,11 +50,22 @@ _PART_ROWS_MAX: Final = 1 << 28
 _MANIFEST_BYTES_MAX: Final = 1 << 26
 _FILE_BYTES_MAX: Final = 1 << 34
 
+#: What a position may be: a manifest stays far from the limits of its own, and of whoever reads JSON.
+_POSITION_BYTES_MAX: Final = 1 << 24
+_POSITION_DEPTH_MAX: Final = 100
+
+#: Characters of a position in an error text.
+_SHOWN_MAX: Final = 200
+
 _NAME: Final = re.compile(r"snapshot-(\d{20})(?:-[0-9a-f]{8})?")
 _PART_NAME: Final = re.compile(r"transactions-\d{5,}\.parquet")
 
 _ID_TYPES: Final = {"int64": pa.int64(), "uint64": pa.uint64(), "string": pa.large_string(), "binary": pa.large_binary()}
+_STORED_ID_TYPES: Final = {**_ID_TYPES, "string": pa.string(), "binary": pa.binary()}  # as Parquet has them
 _INSTANT: Final = pa.timestamp("ns", "UTC")
+
+#: Errors that say that there is no room.
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: What of the configuration decides about the state; it cannot be changed on loading.
 _FIXED: Final = ("window_ns", "lateness_ns", "closed", "decimals")
@@ -142,13 +154,39 @@ def checked_position(position: Any) -> Any:
     Raises:
         ConfigError: JSON cannot keep it: it would come back as something else.
     """
+    too_deep = ConfigError(f"position is nested more than {_POSITION_DEPTH_MAX} deep; give a flatter one")
     try:
-        kept = json.loads(json.dumps(position, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"position={position!r} is not JSON ({error}); give dicts, lists, strings and numbers") from None
+        text = json.dumps(position, allow_nan=False)
+        kept = json.loads(text)
+    except RecursionError:
+        raise too_deep from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"position={_shown(position)} is not JSON ({error}); give dicts, lists, strings and numbers") from None
+    if len(text) > _POSITION_BYTES_MAX:
+        raise ConfigError(f"position takes {len(text):,} bytes as JSON, {_POSITION_BYTES_MAX:,} is the most; keep it elsewhere")
+    if _depth(kept) > _POSITION_DEPTH_MAX:
+        raise too_deep
     if kept != position:
-        raise ConfigError(f"position={position!r} would come back from JSON as {kept!r}; give that")
+        raise ConfigError(f"position={_shown(position)} would come back from JSON as {_shown(kept)}; give that")
     return kept
+
+
+def _shown(position: Any) -> str:
+    """A position for an error text; some are long, and some integers too long to be written."""
+    try:
+        text = repr(position)
+    except ValueError:
+        text = f"<{type(position).__name__}>"
+    return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}..."
+
+
+def _depth(value: Any) -> int:
+    """How many lists and dicts lie in each other."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        depth += 1
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+    return depth
 
 
 def write(store: Store, state: State, chunks: Iterable[Entries], created_ns: int) -> SnapshotInfo:
@@ -164,9 +202,9 @@ def write(store: Store, state: State, chunks: Iterable[Entries], created_ns: int
         SnapshotError: It could not be written; older snapshots are as they were.
     """
     names = _named(store)
-    number = 1 + max((_number(name) for name in names), default=0)
+    number = 1 + max((_number(name) for name in _matching(store.taken, store)), default=0)
     name = f"snapshot-{number:020}"
-    writer = _Writer(store, name)
+    writer, chunks = _Writer(store, name), iter(chunks)
     try:
         with as_snapshot_error(f"{store.where}: {name} could not be written"):
             store.begin(name)
@@ -174,46 +212,59 @@ def write(store: Store, state: State, chunks: Iterable[Entries], created_ns: int
                 writer.add(chunk)
             manifest = writer.finish(state, created_ns)
     except BaseException as error:
-        _abandon(store, name, error, writer)
+        _abandon(store, name, error)
+        if isinstance(error, SnapshotError) and isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
+            room = f"it needs {writer.needed_bytes(chunks, state, created_ns):,} bytes, and {_free_text(store)} free"
+            raise SnapshotError(f"{error}; {room}; make room, or save elsewhere") from error.__cause__
         raise
     for old in [*names, name][:-KEPT]:
         with as_snapshot_error(f"{store.where}: {old}, which is no longer needed, could not be removed; {name} is written"):
             store.remove(old)
-    return info_of(store, name, manifest, writer.size_bytes)
+    return info_of(store, name, manifest)
 
 
-def _abandon(store: Store, name: str, error: BaseException, writer: _Writer) -> None:
-    """Remove what was written, and say how much room a snapshot needs if there was too little."""
+def _abandon(store: Store, name: str, error: BaseException) -> None:
+    """Remove what was written, as far as that can be done."""
     try:
-        if isinstance(error, SnapshotError) and isinstance(error.__cause__, OSError) and _is_full(error.__cause__):
-            error.add_note(f"{writer.size_bytes:,} bytes had been written; {store.free_bytes() or 0:,} bytes were free")
-    finally:
-        try:
-            store.abandon(name)
-        except OSError as left:
-            error.add_note(f"what was written of {name} could not be removed: {left}")
+        store.abandon(name)
+    except OSError as left:
+        error.add_note(f"what was written of {name} could not be removed: {left}")
 
 
-def _is_full(error: OSError) -> bool:
-    import errno  # noqa: PLC0415 - only here
+def _free_text(store: Store) -> str:
+    try:
+        free = store.free_bytes()
+    except OSError:
+        free = None
+    return "an unknown number is" if free is None else f"{free:,} are"
 
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+class _Nowhere:
+    """Takes files whose sizes alone are wanted."""
+
+    def put(self, name: str, file: str, data: Any) -> None:
+        pass
+
+    def publish(self, name: str, manifest: bytes) -> None:
+        pass
 
 
 class _Writer:
     """The files of one snapshot."""
 
     def __init__(self, store: Store, name: str) -> None:
-        self._store, self._name = store, name
+        self._store: Store | _Nowhere = store
+        self._name = name
         self._parts: list[Part] = []
         self._chunks: list[Any] = []
         self._rows = self._id_bytes = 0
         self._users = self._transactions = 0
         self._lanes = np.zeros(2, np.uint64)
-        self.size_bytes = 0
 
     def add(self, chunk: Entries) -> None:
         count = len(chunk.time_ns)
+        if count == 0:
+            return
         self._lanes += chunk.digest()
         self._users += len(chunk.counts)
         self._transactions += count
@@ -229,7 +280,6 @@ class _Writer:
         name = f"transactions-{len(self._parts):05}.parquet"
         self._store.put(self._name, name, data)
         self._parts.append(Part(name, len(data), len(table), hashlib.sha256(data).hexdigest()))
-        self.size_bytes += len(data)
         self._chunks, self._rows, self._id_bytes = [], 0, 0
 
     def finish(self, state: State, created_ns: int) -> Manifest:
@@ -237,10 +287,17 @@ class _Writer:
             self._put()
         digest = state_digest(state.config, state.clock_ns, self._users, self._transactions, self._lanes)
         manifest = Manifest(state, self._users, self._transactions, digest, created_ns, tuple(self._parts))
-        data = _manifest_bytes(manifest)
-        self._store.publish(self._name, data)
-        self.size_bytes += len(data)
+        self._store.publish(self._name, _manifest_bytes(manifest))
         return manifest
+
+    def needed_bytes(self, rest: Iterable[Entries], state: State, created_ns: int) -> int:
+        """Size of the whole snapshot, when it could not be written: what has not been yet is encoded for nothing but its size."""
+        self._store = _Nowhere()
+        if self._chunks:
+            self._put()  # the file that did not fit
+        for chunk in rest:
+            self.add(chunk)
+        return _size_bytes(self.finish(state, created_ns))
 
 
 def _table(chunk: Entries) -> Any:
@@ -321,8 +378,12 @@ def _number(name: str) -> int:
 
 def _named(store: Store) -> list[str]:
     """Names of the snapshots there are, oldest first."""
+    return sorted(_matching(store.names, store), key=_number)
+
+
+def _matching(listed: Callable[[], list[str]], store: Store) -> list[str]:
     with as_snapshot_error(f"{store.where}: cannot be listed"):
-        return sorted((name for name in store.names() if _NAME.fullmatch(name)), key=_number)
+        return [name for name in listed() if _NAME.fullmatch(name)]
 
 
 def snapshots(uri: Any) -> tuple[Store, list[str]]:
@@ -333,9 +394,10 @@ def snapshots(uri: Any) -> tuple[Store, list[str]]:
         SnapshotError: It cannot be read.
     """
     if isinstance(uri, str | os.PathLike):
-        path, _, name = os.fspath(uri).rstrip("/").rpartition("/")
+        whole = os.fspath(uri)
+        path, _, name = whole.rstrip("/").rpartition("/")
         if isinstance(name, str) and _NAME.fullmatch(name):
-            return store_of(path or "."), [name]
+            return store_of(path or ("/" if whole.startswith("/") else ".")), [name]
     store = store_of(uri)
     return store, _named(store)[::-1]
 
@@ -354,7 +416,7 @@ def read_manifest(store: Store, name: str) -> Manifest:
         version = told["version"]
         if told["format"] == FORMAT and isinstance(version, int) and version > VERSION:
             raise SnapshotError(f"{what}: has version {version}, this riskring knows {VERSION}; use a newer one")
-        if not _is_sealed(told, data) or told["format"] != FORMAT or version != VERSION:
+        if not _is_sealed(told, data) or told["format"] != FORMAT or _whole(version) != VERSION:
             raise ValueError("it is not as it was written")
         return _checked(told)
     except SnapshotError:
@@ -370,35 +432,49 @@ def _is_sealed(told: Any, data: bytes) -> bool:
 
 def _checked(told: dict[str, Any]) -> Manifest:
     """The parsed manifest as records; ValueError and the like if anything is not what it must be."""
-    config = told["config"]
-    if set(config) != {field.name for field in fields(Config)} - {"shards"}:
-        raise ValueError("the configuration has other options")
+    config = _checked_config(told["config"])
     rejected = told["rejected"]
     by_reason = (_count(told["accepted"]), *(_count(rejected[reason]) for reason in REASONS))
-    if len(rejected) != len(REASONS) or sum(by_reason) != _count(told["rows"]):
+    if len(rejected) != len(REASONS) or sum(by_reason) != _count(told["rows"]) or _count(told["rounded"]) > by_reason[0]:
         raise ValueError("rows and reasons do not add up")
     clock_ns, kind = told["clock_ns"], told["kind"]
-    if clock_ns is not None and not TIME_NS_MIN <= clock_ns <= TIME_NS_MAX:
+    if clock_ns is not None and not TIME_NS_MIN <= _whole(clock_ns) <= TIME_NS_MAX:
         raise ValueError(f"clock_ns is {clock_ns}")
     if (kind is None) != (clock_ns is None) or (kind is not None and kind not in _ID_TYPES):
         raise ValueError(f"kind is {kind!r}")
     parts = tuple(Part(**part) for part in told["files"])
     for part in parts:
-        if not _PART_NAME.fullmatch(part.name) or not 0 < part.bytes <= _FILE_BYTES_MAX or not 0 < part.rows <= _PART_ROWS_MAX:
+        in_range = 0 < _whole(part.bytes) <= _FILE_BYTES_MAX and 0 < _whole(part.rows) <= _PART_ROWS_MAX
+        if not _PART_NAME.fullmatch(part.name) or not in_range:
             raise ValueError(f"file {part.name!r} of {part.bytes} bytes and {part.rows} rows")
     users, transactions = _count(told["users"]), _count(told["transactions"])
-    if sum(part.rows for part in parts) != transactions or not min(transactions, 1) <= users <= min(transactions, USERS_MAX):
+    if sum(part.rows for part in parts) != transactions or not min(transactions, 1) <= users <= min(transactions, config.users):
         raise ValueError("files, users and transactions do not add up")
     if len({part.name for part in parts}) != len(parts):
         raise ValueError("two files have the same name")
+    if clock_ns is None and parts:
+        raise ValueError("there are transactions, but no clock")
+    created_ns = _whole(told["created_ns"])
+    if not TIME_NS_MIN <= created_ns <= TIME_NS_MAX:
+        raise ValueError(f"created_ns is {created_ns}")
     state = State(
-        config=Config(shards=1, **config),
+        config=config,
         kind=kind,
         clock_ns=clock_ns,
-        totals=Totals(told["rows"], _count(told["rounded"]), by_reason),
+        totals=Totals(told["rows"], told["rounded"], by_reason),
         position=told["position"],
     )
-    return Manifest(state, users, transactions, str(told["digest"]), _whole(told["created_ns"]), parts)
+    return Manifest(state, users, transactions, str(told["digest"]), created_ns, parts)
+
+
+def _checked_config(told: dict[str, Any]) -> Config:
+    """The configuration, if it is one that `Config.of` could have made."""
+    if set(told) != {field.name for field in fields(Config)} - {"shards"}:
+        raise ValueError("the configuration has other options")
+    config = config_with(Config(shards=1, **told), {"shards": 1})
+    if any(repr(getattr(config, name)) != repr(value) for name, value in told.items()):
+        raise ValueError("the configuration is not as options are kept")
+    return config
 
 
 def _whole(value: Any) -> int:
@@ -413,7 +489,12 @@ def _count(value: Any) -> int:
     return int(value)
 
 
-def info_of(store: Store, name: str, manifest: Manifest, size_bytes: int, passed_over: tuple[tuple[str, str], ...] = ()) -> SnapshotInfo:
+def _size_bytes(manifest: Manifest) -> int:
+    """Size of all files of a snapshot."""
+    return len(_manifest_bytes(manifest)) + sum(part.bytes for part in manifest.parts)
+
+
+def info_of(store: Store, name: str, manifest: Manifest, passed_over: tuple[tuple[str, str], ...] = ()) -> SnapshotInfo:
     """What there is to know of a snapshot."""
     state = manifest.state
     return SnapshotInfo(
@@ -423,7 +504,7 @@ def info_of(store: Store, name: str, manifest: Manifest, size_bytes: int, passed
         clock=None if state.clock_ns is None else np.datetime64(state.clock_ns, "ns"),
         users=manifest.users,
         transactions=manifest.transactions,
-        bytes=size_bytes,
+        bytes=_size_bytes(manifest),
         digest=manifest.digest,
         kind=state.kind,
         created=np.datetime64(manifest.created_ns, "ns"),
@@ -463,9 +544,11 @@ def _columns(data: bytes, part: Part, state: State) -> Columns:
         if file.metadata.num_rows != part.rows:
             raise ValueError(f"it has {file.metadata.num_rows} rows instead of {part.rows}")
         table = file.read(use_threads=False)
-    if table.column_names != ["user_id", "timestamp", "amount_units"] or any(column.null_count for column in table.columns):
+    schema = pa.schema({"user_id": id_type, "timestamp": _INSTANT, "amount_units": pa.int64()})
+    stored = schema.set(0, pa.field("user_id", _STORED_ID_TYPES[state.kind]))
+    if table.schema.remove_metadata() not in (schema, stored) or any(column.null_count for column in table.columns):
         raise ValueError("its columns are others")
-    table = table.cast(pa.schema({"user_id": id_type, "timestamp": _INSTANT, "amount_units": pa.int64()})).combine_chunks()
+    table = table.cast(schema).combine_chunks()
     ids = ids_of(table["user_id"].chunk(0), "user_id")
     time_ns = table["timestamp"].cast(pa.int64()).to_numpy().copy()
     units = table["amount_units"].to_numpy().copy()

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, Final, Protocol
@@ -25,8 +26,8 @@ from engine.errors import ConfigError, EngineError, SnapshotError
 
 MANIFEST: Final = "manifest.json"
 
-#: Names of bundles that are being written or removed begin so; no reader looks at them.
-_HIDDEN: Final = "."
+#: Names of bundles that are being written or removed begin so: no reader looks at them, and nobody else makes such names.
+_HIDDEN: Final = ".riskring-"
 
 
 class Store(Protocol):
@@ -36,6 +37,9 @@ class Store(Protocol):
 
     def names(self) -> list[str]:
         """Bundles that have a manifest, in the order of their names."""
+
+    def taken(self) -> list[str]:
+        """All names that no new bundle can have: those of bundles, of what is left of some, and of anything else."""
 
     def begin(self, name: str) -> None:
         """Prepare a new bundle."""
@@ -67,8 +71,11 @@ class System:
         return os.listdir(folder)
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is such a folder."""
-        return os.path.isdir(path)
+        """Whether there is such a folder; an error if that cannot be told, which must not pass for a no."""
+        try:
+            return stat.S_ISDIR(os.stat(path).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def make_folder(self, folder: str) -> None:
         """Make a folder in one that exists."""
@@ -95,9 +102,9 @@ class System:
         os.close(handle)
 
     def read(self, file: str, size_max: int) -> bytes:
-        """The first bytes of a file."""
+        """The first bytes of a file. Memory is taken for those that there are: what is asked for may be a lie."""
         with open(file, "rb") as stream:
-            return stream.read(size_max)
+            return stream.read(min(size_max, os.fstat(stream.fileno()).st_size))
 
     def rename(self, old: str, new: str) -> None:
         """Give another name. A file of that name is replaced."""
@@ -128,31 +135,34 @@ class LocalStore:
         self._system = System() if system is None else system
 
     def names(self) -> list[str]:
+        return sorted(name for name in self.taken() if self._is_bundle(name))
+
+    def taken(self) -> list[str]:
         if not self._system.is_folder(self.where):
             return []
-        names = [name for name in self._system.names(self.where) if not name.startswith(_HIDDEN)]
-        return sorted(name for name in names if self._is_bundle(name))
+        return [name for name in self._system.names(self.where) if not name.startswith(_HIDDEN)]
 
     def _is_bundle(self, name: str) -> bool:
         folder = f"{self.where}/{name}"
         return self._system.is_folder(folder) and MANIFEST in self._system.names(folder)
 
     def begin(self, name: str) -> None:
-        self._make_root(self.where)
+        self._make_folder(self.where)
         for left in self._system.names(self.where):
             if left.startswith(_HIDDEN) and left.endswith((".part", ".removed")):  # of a process that has died
                 self._remove_hidden(f"{self.where}/{left}")
         self._system.make_folder(self._part(name))
 
-    def _make_root(self, folder: str) -> None:
-        if self._system.is_folder(folder):
-            return
-        parent = os.path.dirname(folder.rstrip("/")) or "."
-        if parent != folder:
-            self._make_root(parent)
-        with contextlib.suppress(FileExistsError):
-            self._system.make_folder(folder)
-        self._sync_folder(parent)
+    def _make_folder(self, folder: str) -> None:
+        """Make a folder if there is none. Its name is made durable in any case: who made it may have died before that was done."""
+        parent = os.path.dirname(folder) or "."
+        if not self._system.is_folder(folder):
+            self._make_folder(parent)
+            with contextlib.suppress(FileExistsError):
+                self._system.make_folder(folder)
+        if folder not in ("/", "."):
+            with contextlib.suppress(PermissionError):  # who may not look into the parent did not make the folder
+                self._sync_folder(parent)
 
     def _part(self, name: str) -> str:
         return f"{self.where}/{_HIDDEN}{name}.part"
@@ -248,10 +258,13 @@ class ArrowStore:
         return str(PurePosixPath(self._root, *parts))
 
     def names(self) -> list[str]:
-        found = self._files.get_file_info(pa.fs.FileSelector(self._root or "/", allow_not_found=True))
-        names = [info.base_name for info in found if info.type == pa.fs.FileType.Directory]
+        names = self.taken()
         manifests = self._files.get_file_info([self._path(name, MANIFEST) for name in names]) if names else []
         return sorted(name for name, info in zip(names, manifests, strict=True) if info.type == pa.fs.FileType.File)
+
+    def taken(self) -> list[str]:
+        found = self._files.get_file_info(pa.fs.FileSelector(self._root or "/", allow_not_found=True))
+        return [info.base_name for info in found if info.type == pa.fs.FileType.Directory]
 
     def begin(self, name: str) -> None:
         self._files.create_dir(self._path(name), recursive=True)
@@ -268,8 +281,8 @@ class ArrowStore:
             self._files.delete_dir(self._path(name))
 
     def get(self, name: str, file: str, size_max: int) -> bytes:
-        with self._files.open_input_stream(self._path(name, file), compression=None) as stream:
-            data: bytes = stream.read(size_max + 1)
+        with self._files.open_input_file(self._path(name, file)) as stream:
+            data: bytes = stream.read(min(size_max + 1, stream.size()))
             return data
 
     def remove(self, name: str) -> None:
@@ -292,6 +305,10 @@ def store_of(uri: Any) -> Store:
     """
     if isinstance(uri, LocalStore | ArrowStore):
         return uri
+    if isinstance(uri, pa.fs.SubTreeFileSystem) and isinstance(uri.base_fs, pa.fs.LocalFileSystem):
+        return LocalStore(uri.base_path.rstrip("/") or "/")  # which syncs; pyarrow does not
+    if isinstance(uri, pa.fs.LocalFileSystem):
+        raise ConfigError("a LocalFileSystem names no folder; give the path of one")
     if isinstance(uri, pa.fs.FileSystem):
         return ArrowStore(uri, "", f"<{uri.type_name}>")
     try:

@@ -236,7 +236,7 @@ class TestRefused:
         (done / "state").rename(done / "lost")
         self.before = self.files(done)
         self.refused(capsys, words(rows, done), "whose state is elsewhere")
-        (done / "state" / ".lock").unlink()
+        (done / "state" / ".riskring-lock").unlink()
 
     def test_foreign_files(self, rows: Path, tmp_path: Path, capsys: Any) -> None:
         (tmp_path / "scored.parquet").mkdir()
