@@ -760,10 +760,10 @@ digest-kinds  kernels/entries.py  an integer hashes as its bytes do
 - sip_start(DIGEST_KEY, lane + U2)
 + sip_start(DIGEST_KEY, lane)
 
-compaction-place  kernels/upkeep.py  ids stay where the old arena had them
+compaction-place  kernels/upkeep.py  all users get the first id of the new arena
 @ tests/test_edges.py::TestIds::test_compaction
 - = following << HALF_BITS | (word & HALF_MASK)
-+ = word
++ = word & HALF_MASK
 
 compaction-heads  index.py  free records of the old arena
 @ tests/test_edges.py::TestIds::test_compaction
