@@ -29,17 +29,19 @@ class Objects(pyarrow.fs.FileSystemHandler):  # type: ignore[misc]
     Attributes:
         objects: Bytes of each.
         calls: Names of the calls so far.
-        fail_at: Number of the call that fails; -1: none.
+        fail_at: Number of the call that fails, and with it all later ones if it is `for_good`; -1: none.
     """
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.calls: list[str] = []
         self.fail_at = -1
+        self.for_good = False
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
-        if len(self.calls) - 1 == self.fail_at:
+        number = len(self.calls) - 1
+        if number == self.fail_at or (self.for_good and 0 <= self.fail_at < number):
             raise OSError(errno.EIO, "the network is down")
 
     def get_type_name(self) -> str:

@@ -427,7 +427,8 @@ class TestOneInstant:
 
     def run(self, engine: RiskEngine, steps: list[Callable[[RiskEngine], Any]]) -> None:
         """The saved engine is the one before all steps; and the engine goes on like one that is not saved."""
-        before, plain = reloaded(engine), reloaded(engine)
+        digest, before, plain = engine.digest(), reloaded(engine), reloaded(engine)
+        assert before.digest() == digest
         disk = save_with(engine, [partial(step, engine) for step in steps])
         same(before, load(disk_store(disk)))
         for step in steps:
@@ -472,6 +473,20 @@ class TestOneInstant:
     def test_the_clock_leaps_while_users_wait_to_be_copied(self) -> None:
         """The retention of the copy is that of its own instant: users that have expired since are in it."""
         self.run(self.full(), [self.rows((0, 1, 100_000)), self.rows((1, 1, 100_001))])
+
+    def test_what_is_exactly_as_old_as_the_retention(self) -> None:
+        engine = self.full()
+        engine.ingest(batch("int64", [(11, 1, 150)]))
+        assert engine.stats().transactions == 13
+        self.run(engine, [self.rows((0, 1, 151)), self.rows((1, 1, 152))])
+
+    def test_users_whose_transactions_have_expired_are_left_out(self) -> None:
+        engine = make(shards=1)
+        engine.ingest(batch("int64", [(user, 1, 0) for user in range(12)]))
+        engine.ingest(batch("int64", [(0, 1, 150)]))
+        engine.ingest(batch("int64", [(0, 1, 152)]))
+        assert (engine._core.shards.users, len(engine)) == (12, 1), "their slots are still in use, the last ones among them"
+        self.run(engine, [])
 
     def test_rows_put_among_older_ones(self) -> None:
         engine = self.full()

@@ -173,7 +173,8 @@ class TestOtherFileSystems:
         with pytest.raises(SnapshotError, match="holds no snapshot"):
             load(pyarrow.fs.PyFileSystem(Objects()))
 
-    def test_every_call_fails(self) -> None:
+    @pytest.mark.parametrize("for_good", [False, True])
+    def test_every_call_fails(self, for_good: bool) -> None:
         """An older snapshot or the new one is loaded, the engine goes on, and names are never used again."""
         engine = make()
         engine.ingest(batch("int64", some_rows("int64", 1)))
@@ -185,7 +186,7 @@ class TestOtherFileSystems:
             objects = Objects()
             objects.objects = dict(base.objects)
             files = pyarrow.fs.PyFileSystem(objects)
-            objects.fail_at = number
+            objects.fail_at, objects.for_good = number, for_good
             with smallest_steps(part_rows=100):
                 try:
                     engine.save(files, position="new")
@@ -194,7 +195,9 @@ class TestOtherFileSystems:
                     saved, failed = False, failed + 1
             over = len(objects.calls) <= number
             objects.fail_at = -1
-            assert tell(load(files)) in (["new"] if saved else ["new", 2])
+            left = load(files)
+            assert tell(left) in (["new"] if saved else ["new", 2])
+            assert left.restored is not None and left.restored.passed_over == ()
             engine.save(files, position="next")
             restored = load(files)
             assert tell(restored) == "next"
