@@ -1027,7 +1027,7 @@ expire-unfit  kernels/upkeep.py  expiry puts large amounts into a line
 + if count <= INLINE_CAPACITY:
 
 room-unfit  kernels/rows.py  a large row goes into the line that its ring just left
-@ tests/test_blocks.py::TestUnitsOfLines::test_one_large_amount[in order-5-2147483648]
+@ tests/test_blocks.py::TestUnitsOfLines::test_a_large_row_comes_when_a_ring_is_full_of_what_goes[0-2147483648]
 - INLINE_CAPACITY and fits_line(units) and may
 + INLINE_CAPACITY and may
 

@@ -703,3 +703,13 @@ class TestUnitsOfLines:
         rows.shard.check("int64")
         assert rows.shard.entries(0)[1].tolist() == [large] + [3] * (not by_expiry)
         assert (rows.shard.memory[at.META] == 1) == (-(2**31) <= large < 2**31)
+
+    @pytest.mark.parametrize("large", [2**31 - 1, 2**31, -(2**31), -(2**31) - 1])
+    @pytest.mark.parametrize("stay", range(4))
+    def test_a_large_row_comes_when_a_ring_is_full_of_what_goes(self, large: int, stay: int) -> None:
+        rows = Rows(a_shard())
+        rows.take([9] * 8, [0] * (8 - stay) + [30] * stay, [1] * 8)
+        assert rows.take([9], [36], [large])[0] == [(large + stay) / (1 + stay)]
+        rows.shard.check("int64")
+        assert rows.shard.entries(0)[1].tolist() == [1] * stay + [large]
+        assert (rows.shard.memory[at.META] == 1) == (-(2**31) <= large < 2**31)
