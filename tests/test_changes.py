@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,17 @@ def test_many_users_over_both_shards() -> None:
     fell = engine.changes(at=instant(1_001))
     assert fell["user_id"].to_pylist() == users.tolist()
     assert pa.compute.sum(fell["score"]).as_py() == 15.0
+
+
+def test_a_loaded_engine_reports_everybody_again(tmp_path: Path) -> None:
+    """What was reported is no part of a snapshot; those who had fallen to 0.0 unreported are not known any more."""
+    options = {**OPTIONS, "window": "10ns", "lateness": "20ns", "shards": 2}
+    engine, judge = RiskEngine(**options), Reference(Config.of(**options))
+    ingest(engine, judge, [("old", 1.0, 0), ("new", 2.0, 15), ("none", 0.0, 15)])
+    assert reported(engine, 5) == {"old": 1.0}
+    engine.save(tmp_path)
+    assert reported(RiskEngine.load(tmp_path)) == {"new": 2.0}
+    assert reported(engine) == {"old": 0.0, "new": 2.0}
 
 
 class TestHowLongAScoreStays:
