@@ -152,22 +152,29 @@ class Replay:
     ) -> None:
         if every < 1:
             raise ConfigError(f"--save-every {every} must be at least 1 row")
-        if "-" in files:
-            raise ConfigError("standard input cannot be read again from where it stopped; with --state give files")
+        self._files = [file for name in files for file in files_of(name)]
+        for file in self._files:
+            if not os.path.isfile(file):
+                shown = "standard input" if file == "-" else file
+                raise ConfigError(f"{shown}: cannot be read again from where a run stopped; with --state give files")
         if "://" in state:
             raise ConfigError(f"--state {state}: is no local folder; give one")
         self.rows = self._parts = 0
         self._state, self._every = state, every
-        self._files = [file for name in files for file in files_of(name)]
         self._done = False
-        self._told = {"files": [_identity(file) for file in self._files], "output": output, "rejects": rejects}
-        self._outputs = {name: PartFolder(path) for name, path in (("output", output), ("rejects", rejects)) if path}
+        self._paths = {name: path for name, path in (("output", output), ("rejects", rejects)) if path}
+        if len({os.path.realpath(path) for path in self._paths.values()}) < len(self._paths):
+            raise ConfigError("--output and --rejects are the same folder; give two names")
+        names = {name: os.path.basename(os.path.normpath(path)) for name, path in self._paths.items()}
+        self._told = {"files": [_identity(file) for file in self._files], "output": None, "rejects": None, **names}
+        self._outputs: dict[str, PartFolder] = {}
         self._stack = contextlib.ExitStack()
         self._options = options
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked(self._state))
+            self._outputs = {name: PartFolder(path) for name, path in self._paths.items()}
             _, names = snapshots(self._state)
             self.engine = self._loaded() if names else RiskEngine(**self._options)
             stack.enter_context(self.engine)

@@ -257,9 +257,11 @@ class TestRefused:
         ("command", "text"),
         [
             (["run", "-", "--state", "{}"], "standard input"),
+            (["run", "/dev/null", "--state", "{}"], "cannot be read again"),
             (["run", "{rows}", "--state", "s3://bucket/state"], "no local folder"),
             (["run", "{rows}", "--state", "{}", "--save-every", "0"], "--save-every 0"),
             (["run", "--state", "{}"], "needs FILE"),
+            (["run", "{rows}", "--state", "{}", "-o", "{}.csv", "--rejects", "{}.csv"], "the same folder"),
             (["top", "{rows}", "--state", "{}"], "not both"),
             (["top"], "give FILE or --state"),
             (["run"], "give FILE"),
