@@ -40,36 +40,47 @@ _FREE: Final = ("users", "shards", "clock")
 class PartFolder:
     """A folder of part files, `part-00000.parquet` and so on.
 
+    Hidden names that are not the run's, and whatever they name, are left alone.
+
     Args:
         path: The folder; its suffix names the format of the parts, as for `FileWriter`.
 
     Raises:
-        ConfigError: It holds other files, or is none.
+        ConfigError: The suffix names no format.
     """
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
-        file_format(path)
-        packed = self.path.suffix in (".gz", ".zst")
-        self._suffix = "".join(self.path.suffixes[-2:] if packed else self.path.suffixes[-1:])
+        _, compression = file_format(path)
+        self._suffix = "".join(self.path.suffixes[-2:] if compression else self.path.suffixes[-1:])
         self._writer: FileWriter | None = None
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{path}: is a file; with --state an output is a folder of parts: give another name, or remove the file")
-        names = os.listdir(path) if self.path.is_dir() else []
-        number = re.compile(rf"(\.?)part-(\d{{5,}}){re.escape(self._suffix)}")
-        left = re.compile(rf"\.\.part-\d{{5,}}{re.escape(self._suffix)}\.\d+\.part")
         self._visible: set[int] = set()
         self._hidden: set[int] = set()
+        self._left: list[str] = []
+
+    def _look(self) -> None:
+        """See what there is."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: is a file; with --state an output is a folder of parts: give another name, or remove the file")
+        names = os.listdir(self.path) if self.path.is_dir() else []
+        number = re.compile(rf"(\.?)part-(\d{{5,}}){re.escape(self._suffix)}")
+        left = re.compile(rf"\.\.part-\d{{5,}}{re.escape(self._suffix)}\.\d+\.part")
+        self._visible, self._hidden = set(), set()
         self._left = [name for name in names if left.fullmatch(name)]
         for name in names:
             found = number.fullmatch(name)
             if found:
                 (self._hidden if found[1] else self._visible).add(int(found[2]))
-            elif name not in self._left:
-                raise ConfigError(f"{path}: holds {name!r}, which is no part of a run; give another folder")
+            elif not name.startswith("."):
+                raise ConfigError(f"{self.path}: holds {name!r}, which is no part of a run; give another folder")
 
-    def recover(self, parts: int, known: bool) -> None:
-        """Make the folder agree with a state that covers so many parts: `known` says whether there is a state at all."""
+    def check(self, parts: int, known: bool) -> None:
+        """See whether the folder can be that of a state that covers so many parts; `known` says whether there is a state at all.
+
+        Raises:
+            ConfigError: It is a file, holds files of others or parts of another run, or a part is missing.
+        """
+        self._look()
         if self._visible and not known:
             raise ConfigError(f"{self.path}: holds parts of a run whose state is elsewhere; give its --state, or remove the folder")
         missing = sorted(set(range(parts)) - self._visible - self._hidden)
@@ -77,7 +88,9 @@ class PartFolder:
             raise ConfigError(
                 f"{self._name(missing[0])}: is missing, though the state says it was written; remove state and output to begin anew"
             )
-        self.path.mkdir(exist_ok=True)
+
+    def recover(self, parts: int) -> None:
+        """Make the folder, which was checked, agree with a state that covers so many parts."""
         for name in self._left:
             (self.path / name).unlink()
         for part in sorted(self._hidden):
@@ -162,24 +175,32 @@ class Replay:
         self.rows = self._parts = 0
         self._state, self._every = state, every
         self._done = False
+        if os.path.exists(state) and not os.path.isdir(state):
+            raise ConfigError(f"--state {state}: is a file; give a folder")
+        if os.path.basename(os.path.normpath(state)) in snapshots(state)[1]:
+            raise ConfigError(f"--state {state}: is one snapshot; give the folder that it is in")
         self._paths = {name: path for name, path in (("output", output), ("rejects", rejects)) if path}
-        if len({os.path.realpath(path) for path in self._paths.values()}) < len(self._paths):
-            raise ConfigError("--output and --rejects are the same folder; give two names")
+        if len({os.path.realpath(path) for path in (state, *self._paths.values())}) <= len(self._paths):
+            raise ConfigError("two of --state, --output and --rejects are the same folder; give each its own")
         names = {name: os.path.basename(os.path.normpath(path)) for name, path in self._paths.items()}
         self._told = {"files": [_identity(file) for file in self._files], "output": None, "rejects": None, **names}
-        self._outputs: dict[str, PartFolder] = {}
+        self._outputs = {name: PartFolder(path) for name, path in self._paths.items()}
         self._stack = contextlib.ExitStack()
         self._options = options
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked(self._state))
-            self._outputs = {name: PartFolder(path) for name, path in self._paths.items()}
             _, names = snapshots(self._state)
             self.engine = self._loaded() if names else RiskEngine(**self._options)
             stack.enter_context(self.engine)
             for folder in self._outputs.values():
-                folder.recover(self._parts, bool(names))
+                folder.check(self._parts, bool(names))
+            for folder in self._outputs.values():  # nothing was touched so far
+                stack.enter_context(locked(str(folder.path)))
+                folder.check(self._parts, bool(names))  # as it is now that nobody else changes it
+            for folder in self._outputs.values():
+                folder.recover(self._parts)
                 stack.callback(folder.abandon)
             self._stack = stack.pop_all()
         return self

@@ -147,22 +147,11 @@ class LocalStore:
         return self._system.is_folder(folder) and MANIFEST in self._system.names(folder)
 
     def begin(self, name: str) -> None:
-        self._make_folder(self.where)
+        make_folder(self.where, self._system)
         for left in self._system.names(self.where):
             if left.startswith(_HIDDEN) and left.endswith((".part", ".removed")):  # of a process that has died
                 self._remove_hidden(f"{self.where}/{left}")
         self._system.make_folder(self._part(name))
-
-    def _make_folder(self, folder: str) -> None:
-        """Make a folder if there is none. Its name is made durable in any case: who made it may have died before that was done."""
-        parent = os.path.dirname(folder) or "."
-        if not self._system.is_folder(folder):
-            self._make_folder(parent)
-            with contextlib.suppress(FileExistsError):
-                self._system.make_folder(folder)
-        if folder not in ("/", "."):
-            with contextlib.suppress(PermissionError):  # who may not look into the parent did not make the folder
-                self._sync_folder(parent)
 
     def _part(self, name: str) -> str:
         return f"{self.where}/{_HIDDEN}{name}.part"
@@ -201,6 +190,18 @@ class LocalStore:
         sync_folder(folder, self._system)
 
 
+def make_folder(folder: str, system: System) -> None:
+    """Make a folder if there is none. Its name is made durable in any case: who made it may have died before that was done."""
+    parent = os.path.dirname(folder) or "."
+    if not system.is_folder(folder):
+        make_folder(parent, system)
+        with contextlib.suppress(FileExistsError):
+            system.make_folder(folder)
+    if folder not in ("/", "."):
+        with contextlib.suppress(PermissionError):  # who may not look into the parent did not make the folder
+            sync_folder(parent, system)
+
+
 def write_file(file: str, data: Any, system: System) -> None:
     """Make a new file of these bytes. They are durable when this returns; the file's name is when its folder has been synced."""
     handle = system.create(file)
@@ -234,13 +235,14 @@ def locked(folder: str) -> Iterator[None]:
     """
     import fcntl  # noqa: PLC0415 - not on every system
 
-    os.makedirs(folder, exist_ok=True)
+    folder = folder.rstrip("/") or "/"
+    make_folder(folder, System())
     handle = os.open(f"{folder}/{_HIDDEN}lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise EngineError(f"{folder}: another process uses this state; wait for it, or give another folder") from None
+            raise EngineError(f"{folder}: another process uses this folder; wait for it, or give another one") from None
         yield
     finally:
         os.close(handle)

@@ -44,7 +44,7 @@ def words(rows: Path, folder: Path, suffix: str = ".parquet", *more: str) -> lis
 
 
 def parts(folder: Path) -> list[str]:
-    return sorted(os.listdir(folder))
+    return sorted(name for name in os.listdir(folder) if name != ".riskring-lock")
 
 
 READ = {".parquet": pq.read_table, ".csv": pa.csv.read_csv, ".gz": lambda path: pa.json.read_json(pa.input_stream(path))}
@@ -262,6 +262,8 @@ class TestRefused:
             (["run", "{rows}", "--state", "{}", "--save-every", "0"], "--save-every 0"),
             (["run", "--state", "{}"], "needs FILE"),
             (["run", "{rows}", "--state", "{}", "-o", "{}.csv", "--rejects", "{}.csv"], "the same folder"),
+            (["run", "{rows}", "--state", "{}.csv", "-o", "{}.csv/"], "the same folder"),
+            (["run", "{rows}", "--state", "{rows}"], "is a file; give a folder"),
             (["top", "{rows}", "--state", "{}"], "not both"),
             (["top"], "give FILE or --state"),
             (["run"], "give FILE"),
@@ -269,10 +271,51 @@ class TestRefused:
     )
     def test_usage(self, rows: Path, tmp_path: Path, capsys: Any, command: list[str], text: str) -> None:
         self.refused(capsys, [word.replace("{}", f"{tmp_path}/state").replace("{rows}", str(rows)) for word in command], text)
+        assert os.listdir(tmp_path) == []
+
+    def test_a_single_snapshot_is_no_state(self, rows: Path, done: Path, capsys: Any) -> None:
+        snapshot = max((done / "state").glob("snapshot-*"))
+        self.refused(capsys, ["run", str(rows), "--state", f"{snapshot}/", *OPTIONS], "is one snapshot")
 
     def test_two_at_a_time(self, rows: Path, tmp_path: Path, capsys: Any) -> None:
         with storage.locked(f"{tmp_path}/state"):
             self.refused(capsys, words(rows, tmp_path), "another process uses", code=1)
+
+    def test_two_states_with_one_output_at_a_time(self, rows: Path, tmp_path: Path, capsys: Any) -> None:
+        """The other one has no part yet that is visible; what it has begun must stay."""
+        begun = tmp_path / "scored.parquet" / "..part-00000.parquet.17.part"
+        with storage.locked(f"{tmp_path}/scored.parquet"):
+            begun.write_text("half a part")
+            self.refused(capsys, words(rows, tmp_path), "scored.parquet: another process uses", code=1)
+        assert begun.read_text() == "half a part"
+
+    def test_nothing_of_one_output_is_touched_when_the_other_is_refused(self, rows: Path, done: Path, capsys: Any) -> None:
+        newest = max((done / "state").glob("snapshot-*"))
+        (newest / "manifest.json").write_text("{}")  # so that the last part of each output would be removed
+        (done / "rejects.csv" / "mine").write_text("")
+        self.before = self.files(done)
+        self.refused(capsys, words(rows, done), "holds 'mine'")
+
+
+def test_outputs_are_made_with_the_folders_above_them(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all of these names are made durable."""
+    synced: list[str] = []
+    plain = storage.sync_folder
+    monkeypatch.setattr(storage, "sync_folder", lambda folder, system: (synced.append(folder), plain(folder, system)))
+    output, state = tmp_path / "a" / "b" / "SCORED.CSV.GZ", tmp_path / "c" / "d" / "state"
+    assert main(["run", str(rows), "--state", f"{state}/", "-o", f"{output}/", *OPTIONS, "--quiet"]) == 0
+    assert parts(output) == ["part-00000.CSV.GZ"]
+    wanted = {str(parent) for path in (output, state) for parent in path.parents if parent.is_relative_to(tmp_path)}
+    assert wanted <= set(synced)
+
+
+def test_hidden_names_of_others_are_left_alone(rows: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scored.parquet"
+    folder.mkdir()
+    (folder / ".DS_Store").write_text("mine")
+    (folder / ".part-00007.parquet").write_text("of a run that was killed")
+    assert main([*words(rows, tmp_path), "--quiet"]) == 0
+    assert parts(folder) == [".DS_Store", *(f"part-{number:05}.parquet" for number in range(3))]
 
 
 class TestDamage:
