@@ -447,7 +447,7 @@ def _run_with_state(args: argparse.Namespace) -> int:
     if not args.files:
         raise ConfigError("run needs FILE")
     began = time.perf_counter()
-    with Replay(args.files, args.state, _engine_options(args), args.save_every, args.output, args.rejects) as run:
+    with Replay(args.files, args.state, _engine_options(args), args.save_every, args.output, args.rejects, time.time_ns) as run:
         _show_passed_over(run.engine, args)
         replay = _Replay(args, run.engine, lambda: None)
         before = run.rows

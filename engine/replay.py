@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -105,10 +105,10 @@ class PartFolder:
     def _name(self, part: int, hidden: bool = False) -> Path:
         return self.path / f"{'.' if hidden else ''}part-{part:05}{self._suffix}"
 
-    def write(self, part: int, table: Any, distinct: tuple[str, ...]) -> None:
-        """Add rows to a part."""
+    def write(self, part: int, table: Any, schema: Any, distinct: tuple[str, ...]) -> None:
+        """Add rows to a part, whose columns are those of the schema."""
         if self._writer is None:
-            self._writer = FileWriter(self._name(part, hidden=True), table.schema, distinct)
+            self._writer = FileWriter(self._name(part, hidden=True), schema, distinct)
         self._writer.write(table)
 
     def finish(self, part: int) -> None:
@@ -149,6 +149,7 @@ class Replay:
         every: Rows of a stretch.
         output: Folder for the rows with their scores.
         rejects: Folder for the rows that were not applied.
+        now: Wall clock, nanoseconds since the epoch. Rows are judged by what it says when the run first begins.
 
     Attributes:
         engine: With the state of the last stretch that was done.
@@ -161,7 +162,14 @@ class Replay:
     """
 
     def __init__(
-        self, files: list[str], state: str, options: Mapping[str, Any], every: int, output: str | None, rejects: str | None
+        self,
+        files: list[str],
+        state: str,
+        options: Mapping[str, Any],
+        every: int,
+        output: str | None,
+        rejects: str | None,
+        now: Callable[[], int],
     ) -> None:
         if every < 1:
             raise ConfigError(f"--save-every {every} must be at least 1 row")
@@ -187,12 +195,14 @@ class Replay:
         self._outputs = {name: PartFolder(path) for name, path in self._paths.items()}
         self._stack = contextlib.ExitStack()
         self._options = options
+        self._schema: Any = None
+        self._clock = _Clock(now)
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked(self._state))
             _, names = snapshots(self._state)
-            self.engine = self._loaded() if names else RiskEngine(**self._options)
+            self.engine = self._loaded() if names else RiskEngine(**self._options, now=self._clock)
             stack.enter_context(self.engine)
             for folder in self._outputs.values():
                 folder.check(self._parts, bool(names))
@@ -210,7 +220,7 @@ class Replay:
 
     def _loaded(self) -> RiskEngine:
         free = {name: self._options[name] for name in _FREE if name in self._options}
-        engine = RiskEngine.load(self._state, **free)
+        engine = RiskEngine.load(self._state, now=self._clock, **free)
         try:
             self._check(engine)
         except BaseException:
@@ -221,7 +231,7 @@ class Replay:
     def _check(self, engine: RiskEngine) -> None:
         assert engine.restored is not None
         where, told = f"--state {self._state}", engine.restored.position
-        if not isinstance(told, dict) or not {"files", "output", "rejects", "rows", "parts", "done"} <= set(told):
+        if not isinstance(told, dict) or not {*self._told, "began_ns", "rows", "parts", "done"} <= set(told):
             raise ConfigError(f"{where}: its snapshots are not those of a run over files; give another folder")
         for name, wanted in self._told.items():
             if told[name] != wanted:
@@ -233,6 +243,7 @@ class Replay:
             if option not in _FREE and was != now:
                 raise ConfigError(f"{where}: is the state of a run with {option}={was!r}, not {now!r}; give that, or another --state")
         self.rows, self._parts, self._done = told["rows"], told["parts"], told["done"]
+        self._clock.began_ns = told["began_ns"]
 
     def results(self) -> Iterator[tuple[Any, Any]]:
         """Each batch that was not taken before, with what the engine made of it; when this ends, all is durable and visible."""
@@ -255,6 +266,8 @@ class Replay:
         with contextlib.closing(read(self._files, self.engine.config)) as units:
             first = 0
             for batch in (batch for unit in units for batch in unit):
+                if self._schema is None:  # of the first file: parts do not depend on where a run went on
+                    self._schema = batch.schema
                 start = min(max(skipped - first, 0), batch.num_rows)
                 while start < batch.num_rows or first == skipped == batch.num_rows == 0:
                     count = min(batch.num_rows - start, self._every - (first + start) % self._every)
@@ -269,9 +282,10 @@ class Replay:
             if "score" in batch.schema.names:
                 raise EngineError("the input has a column 'score' already, which --output would add; rename it")
             scored = pa.Table.from_batches([batch]).append_column("score", result.scores)
-            self._outputs["output"].write(self._parts, scored, (self.engine.config.user_id, "score"))
+            schema = self._schema.append(pa.field("score", pa.float64()))
+            self._outputs["output"].write(self._parts, scored, schema, (self.engine.config.user_id, "score"))
         if "rejects" in self._outputs:
-            self._outputs["rejects"].write(self._parts, result.rejects(), ())
+            self._outputs["rejects"].write(self._parts, result.rejects(), self._schema.append(pa.field("reason", pa.string())), ())
 
     def _end_stretch(self, wrote: bool) -> None:
         # The order of these three is the guarantee.
@@ -279,10 +293,37 @@ class Replay:
         for folder in self._outputs.values():
             folder.finish(part)
         self._parts += wrote and bool(self._outputs)
-        self.engine.save(self._state, position={**self._told, "rows": self.rows, "parts": self._parts, "done": self._done})
+        position = {**self._told, "began_ns": self._clock.began_ns, "rows": self.rows, "parts": self._parts, "done": self._done}
+        with self._clock.running():
+            self.engine.save(self._state, position=position)
         if self._parts > part:
             for folder in self._outputs.values():
                 folder.publish(part)
+
+
+class _Clock:
+    """The wall clock of a run. It stands where it stood when the run first began: which rows are ahead of it must not depend on how often
+    the run was interrupted. Only snapshots bear the time at which they are written.
+
+    Attributes:
+        began_ns: When the run first began.
+    """
+
+    def __init__(self, now: Callable[[], int]) -> None:
+        self._now = now
+        self._runs = False
+        self.began_ns = now()
+
+    def __call__(self) -> int:
+        return self._now() if self._runs else self.began_ns
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        self._runs = True
+        try:
+            yield
+        finally:
+            self._runs = False
 
 
 def _identity(file: str) -> dict[str, Any]:

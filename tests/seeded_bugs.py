@@ -1349,6 +1349,16 @@ files-free  replay.py  a run goes on with other files
 - if told[name] != wanted:
 + if name != "files" and told[name] != wanted:
 
+future-anew  replay.py  rows are judged by when a run went on
+@ tests/test_resume.py::test_what_is_future_does_not_depend_on_when_a_run_was_interrupted
+- self._clock.began_ns = told["began_ns"]
++ pass
+
+columns-of-the-part  replay.py  parts have the columns of the file they begin in
+@ tests/test_resume.py::TestColumns::test_types_of_the_first_file
+- if self._schema is None:
++ if True:
+
 outputs-unlocked  replay.py  what another run has begun to write is removed
 @ tests/test_resume.py::TestRefused::test_two_states_with_one_output_at_a_time
 - stack.enter_context(locked(str(folder.path)))

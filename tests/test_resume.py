@@ -99,6 +99,55 @@ def test_the_same_rows_as_without_a_state(rows: Path, tmp_path: Path, capsys: py
     assert before == {name: (tmp_path / f"scored{suffix}" / name).stat().st_mtime_ns for name in before}
 
 
+class TestColumns:
+    """All parts are one table, whose columns are those of the first file; as without a state."""
+
+    def both(self, tmp_path: Path, files: list[Path]) -> tuple[int, int]:
+        """Exit codes of a run without a state and with one, whose parts end where files do."""
+        paths = [str(file) for file in files]
+        plain = main(["run", *paths, "-o", f"{tmp_path}/plain.parquet", "--rejects", f"{tmp_path}/plain.csv", "--quiet"])
+        outputs = ["-o", f"{tmp_path}/scored.parquet", "--rejects", f"{tmp_path}/rejects.csv"]
+        return plain, main(["run", *paths, "--state", f"{tmp_path}/state", "--save-every", "2", *outputs, "--quiet"])
+
+    def test_types_of_the_first_file(self, tmp_path: Path) -> None:
+        instants = pa.array([0, 1], pa.timestamp("s"))
+        for name, kind in (("a", pa.int32()), ("b", pa.int64())):
+            pq.write_table(pa.table({"user_id": pa.array([1, 2], kind), "amount": [1.0, None], "timestamp": instants}), tmp_path / name)
+        assert self.both(tmp_path, [tmp_path / "a", tmp_path / "b"]) == (0, 0)
+        schema = pq.read_schema(tmp_path / "plain.parquet")
+        assert [pq.read_schema(tmp_path / "scored.parquet" / part) for part in parts(tmp_path / "scored.parquet")] == [schema, schema]
+
+    def test_a_file_with_other_columns(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "a.csv").write_text("user_id,amount,timestamp\n1,1,2025-01-01\n2,x,2025-01-01\n")
+        (tmp_path / "b.csv").write_text("user_id,amount,timestamp,shop\n1,1,2025-01-01,7\n2,x,2025-01-01,8\n")
+        assert self.both(tmp_path, [tmp_path / "a.csv", tmp_path / "b.csv"]) == (1, 1)
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 2 and all("names are not matching" in error for error in errors)
+        assert parts(tmp_path / "scored.parquet") == ["part-00000.parquet"]
+
+
+def test_what_is_future_does_not_depend_on_when_a_run_was_interrupted(tmp_path: Path) -> None:
+    """Rows are judged by the time at which the run began, as if it had taken no time; snapshots bear the time of the machine."""
+    instants = [2_000_000_000 + second for second in (0, 5, 40, 7, 11, 10)]
+    rows = {"user_id": [1, 2, 3, 1, 2, 3], "amount": [1.0] * 6, "timestamp": pa.array(instants, pa.timestamp("s"))}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    found = []
+    for steps in (1, 2):
+        folder = tmp_path / str(steps)
+        for step in range(steps):
+            now_ns = (2_000_000_000 + 3600 * step) * 10**9
+            outputs = {"output": f"{folder}/scored.parquet", "rejects": None}
+            with replay.Replay([f"{tmp_path}/rows.parquet"], f"{folder}/state", {"users": 10}, 2, now=lambda: now_ns, **outputs) as run:  # noqa: B023
+                for _ in run.results():
+                    if step < steps - 1 and run.rows == 4:
+                        break  # of four rows, two are in a snapshot
+                found.append((run.engine.digest(), run.engine.stats().rejected))
+        created = [RiskEngine.load(snapshot).restored.created for snapshot in sorted((folder / "state").glob("snapshot-*"))]
+        assert [int(instant.astype(int)) // 10**9 - 2_000_000_000 for instant in created] == [0, *[3600 * (steps - 1)] * 3][-3:]
+    assert found[0] == found[2] and found[0][1] == {"future": 2}
+    assert column(tmp_path / "1" / "scored.parquet", "score") == column(tmp_path / "2" / "scored.parquet", "score")
+
+
 def counted(monkeypatch: pytest.MonkeyPatch, crash_at: int, after: bool) -> list[str]:
     """Crash at one of the effects of a run: of those on files, and of taking rows. Returns the effects so far."""
     effects: list[str] = []
