@@ -25,7 +25,9 @@ from engine.config import Config
 from engine.errors import ConfigError, EngineError, SnapshotError
 from engine.flags import USAGE, Parser, is_on, quantity, settle, size
 from engine.terminal import (
+    Terminated,
     bytes_text,
+    heed_sigterm,
     interruptible_input,
     one_line,
     progress,
@@ -40,7 +42,7 @@ from engine.terminal import (
 if TYPE_CHECKING:
     from engine.engine import RiskEngine
 
-DONE, FAILED, REJECTED, DAMAGED, INTERRUPTED = 0, 1, 3, 4, 130
+DONE, FAILED, REJECTED, DAMAGED, INTERRUPTED, TERMINATED = 0, 1, 3, 4, 130, 143
 
 #: Users that `run` shows at the end.
 TOP_ROWS: Final = 5
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `riskring`; None takes them from the process.
 
     Returns:
-        0 done, 1 failed, 2 usage, 3 rows rejected under --strict, 4 damaged snapshot, 130 interrupted.
+        0 done, 1 failed, 2 usage, 3 rows rejected under --strict, 4 a snapshot is damaged or cannot be written, 130 interrupted,
+        143 terminated.
 
     Example:
         >>> main(["plan", "--users", "10M", "--rate", "100k", "--json"])  # doctest: +ELLIPSIS
@@ -68,11 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: help, version, usage
         show("", end="")  # what it printed may still be on its way
         return int(stop.code or 0)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print("riskring: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        print(f"riskring: {'terminated' if isinstance(stop, Terminated) else 'interrupted'}", file=sys.stderr)
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     except (EngineError, OSError, MemoryError) as error:
         if debug:
             raise
@@ -103,7 +106,8 @@ def _parser() -> Parser:
             "riskring run sample.parquet -o scored.parquet",
             "riskring top sample.parquet -k 3",
         )
-        + "\n\nexit codes: 0 done, 1 failed, 2 usage, 3 rows rejected under --strict, 4 damaged snapshot, 130 interrupted",
+        + "\n\nexit codes: 0 done, 1 failed, 2 usage, 3 rows rejected under --strict,\n"
+        "4 a snapshot is damaged or cannot be written, 130 interrupted, 143 terminated",
     )
     parser.add_argument("--version", action=_Version)
     _add_global_flags(parser)
@@ -463,27 +467,14 @@ def _run_with_state(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.state:
         return _run_with_state(args)
-    outputs = [path for path in (args.output, args.rejects) if path]
-    _check_outputs(outputs, args.files)
+    from engine.outputs import check_outputs  # noqa: PLC0415 - imports pyarrow
+
+    check_outputs([path for path in (args.output, args.rejects) if path], args.files)
     with _replay(args) as replay:
         _replay_into_files(replay, args)
         if not args.quiet or args.json:
             _show_summary(replay, args)
         return replay.exit_code()
-
-
-def _check_outputs(outputs: list[str], files: list[str]) -> None:
-    """Find out before the run, not after it."""
-    from engine.outputs import file_format  # noqa: PLC0415 - imports pyarrow
-
-    for path in outputs:
-        file_format(path)
-        if not os.path.isdir(os.path.dirname(path) or "."):
-            raise ConfigError(f"{path}: the folder does not exist; make it first")
-        if any(os.path.exists(path) and os.path.exists(file) and os.path.samefile(path, file) for file in files):
-            raise ConfigError(f"{path}: is one of the files to read; write to another name")
-    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
-        raise ConfigError("--output and --rejects are the same file; give two names")
 
 
 def _replay_into_files(replay: _Replay, args: argparse.Namespace) -> None:
@@ -690,6 +681,7 @@ def process() -> NoReturn:
     collecting what Numba keeps; and it would abort the process where the thread in which Arrow reads standard input ahead waits for it.
     """
     gc.set_threshold(200_000, 20, 20)  # imports make a million objects and no garbage; by default they are looked through again and again
+    heed_sigterm()
     os._exit(main())
 
 

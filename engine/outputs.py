@@ -212,6 +212,22 @@ def file_format(path: str | os.PathLike[str]) -> tuple[str, str | None]:
     return kind, compression
 
 
+def check_outputs(outputs: list[str], files: list[str]) -> None:
+    """Find out before a run, not after it, whether its outputs can be written.
+
+    Raises:
+        ConfigError: One names no format, lies in no folder, or is one of the files to read; or two are the same.
+    """
+    for path in outputs:
+        file_format(path)
+        if not os.path.isdir(os.path.dirname(path) or "."):
+            raise ConfigError(f"{path}: the folder does not exist; make it first")
+        if any(os.path.exists(path) and os.path.exists(file) and os.path.samefile(path, file) for file in files):
+            raise ConfigError(f"{path}: is one of the files to read; write to another name")
+    if len({os.path.realpath(path) for path in outputs}) < len(outputs):
+        raise ConfigError("--output and --rejects are the same file; give two names")
+
+
 def _plain_type(kind: Any) -> Any:
     """What a file holds instead of a dictionary, of which each batch may bring its own, or of views, which few formats know."""
     if pa.types.is_dictionary(kind):

@@ -235,6 +235,27 @@ def test_killed_again_and_again(rows: Path, whole: Path, tmp_path: Path) -> None
         equals(folder, whole)
 
 
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
+    """What is half written goes; with a state, the parts behind its last snapshot stay, and the run goes on from there."""
+    table = pa.table({"user_id": [1, 2] * 500_000, "amount": [1.0] * 1_000_000, "timestamp": pa.array([0] * 1_000_000, pa.timestamp("s"))})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    files, output, more = [f"{tmp_path}/rows.parquet"] * 30, tmp_path / "scored.parquet", [*OPTIONS[:2], "--users", "10", "--quiet"]
+    for state in ([], ["--state", f"{tmp_path}/state", "--save-every", "1M"]):
+        command = [sys.executable, "-m", "engine.cli", "run", *files, "-o", str(output), *state, *more]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        working = "scored.parquet/part-00001.parquet" if state else ".scored.parquet.*.part"
+        while not any(tmp_path.glob(working)):
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate()[1] == "riskring: terminated\n"
+        assert process.returncode == 143
+        assert sorted(os.listdir(tmp_path)) == ["rows.parquet", *(["scored.parquet", "state"] if state else [])]
+    left = RiskEngine.load(tmp_path / "state").restored.position
+    assert left["rows"] == 1_000_000 * left["parts"] < 30_000_000
+    assert set(range(left["parts"] - 1)) <= {int(name[5:10]) for name in parts(output) if name[0] != "."} <= set(range(left["parts"]))
+    assert not [name for name in parts(output) if name.startswith("..")], "what was half written is removed"
+
+
 class TestRefused:
     """What would mix two runs, or lose what somebody else wrote."""
 
