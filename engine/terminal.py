@@ -144,7 +144,8 @@ class _Interruptible(io.RawIOBase):
 
     def __init__(self, input_fd: int, signal_fd: int) -> None:
         self.input_fd, self.signal_fd = input_fd, signal_fd
-        self.ended = self.interrupted = False
+        self.ended = False
+        self.signal = 0  # the one that ended it
 
     def readable(self) -> bool:
         return True
@@ -153,7 +154,7 @@ class _Interruptible(io.RawIOBase):
         if not self.ended:
             ready, _, _ = select.select((self.input_fd, self.signal_fd), (), ())
             if self.signal_fd in ready and not self.ended:
-                self.ended = self.interrupted = True
+                self.ended, self.signal = True, os.read(self.signal_fd, 1)[0]
         return 0 if self.ended else os.readv(self.input_fd, (buffer,))
 
 
@@ -176,8 +177,8 @@ def interruptible_input(files: list[str]) -> Iterator[Callable[[], None]]:
     try:
         yield end_input
     except Exception as error:
-        if source.interrupted:  # what comes of a line cut in two
-            raise KeyboardInterrupt from error
+        if source.signal:  # what comes of a line cut in two
+            raise (Terminated if source.signal == signal.SIGTERM else KeyboardInterrupt) from error
         raise
     finally:
         end_input()

@@ -256,6 +256,20 @@ def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path: Path) -> None:
     assert not [name for name in parts(output) if name.startswith("..")], "what was half written is removed"
 
 
+def test_sigterm_while_standard_input_is_read(tmp_path: Path) -> None:
+    """Also when a line was cut in two, which is what the reader then sees first."""
+    command = [sys.executable, "-m", "engine.cli", "run", "-", "-o", f"{tmp_path}/scored.csv"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stderr is not None
+        # More than a pipe holds: when all is written, the process is at work.
+        process.stdin.write("user_id,amount,timestamp\n" + "alice,1,2025-01-01\n" * 60_000 + "ali")
+        process.stdin.flush()
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr.read() == "riskring: terminated\n"
+        assert process.wait() == 143
+    assert os.listdir(tmp_path) == []
+
+
 class TestRefused:
     """What would mix two runs, or lose what somebody else wrote."""
 
