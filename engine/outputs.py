@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections import deque
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,6 +74,8 @@ class FileWriter:
         self._group_rows = self._group_bytes = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="riskring-write")
         self._waiting: deque[Future[None]] = deque()
+        self._encoding = threading.Lock()  # held by the thread while it encodes a group
+        self._abandoned = False
         self._stream: Any = None
         self._sink: Any = None
 
@@ -110,14 +113,17 @@ class FileWriter:
         self._group_rows = self._group_bytes = 0
 
     def _encode(self, group: list[Any]) -> None:
-        try:
-            table = pa.concat_tables([self._plain_table(table) for table in group])
-            if self._sink is None:
-                self._stream.write(_ndjson(table))
-            else:
-                self._sink.write_table(table)
-        except (pa.ArrowException, ValueError) as error:
-            raise SchemaError(f"{self.path}: {error}") from error
+        with self._encoding:
+            if self._abandoned:
+                return
+            try:
+                table = pa.concat_tables([self._plain_table(table) for table in group])
+                if self._sink is None:
+                    self._stream.write(_ndjson(table))
+                else:
+                    self._sink.write_table(table)
+            except (pa.ArrowException, ValueError) as error:
+                raise SchemaError(f"{self.path}: {error}") from error
 
     def _plain_table(self, table: Any) -> Any:
         return pa.table([_plain_column(column) for column in table.columns], names=table.column_names).cast(self.schema)
@@ -144,7 +150,9 @@ class FileWriter:
         """Close and remove what was written so far."""
         try:
             self._thread.shutdown(cancel_futures=True)
-            with contextlib.suppress(pa.ArrowException, OSError):
+            with self._encoding, contextlib.suppress(pa.ArrowException, OSError):
+                # `shutdown` does not know a thread whose start was interrupted, by Ctrl-C say.
+                self._abandoned = True
                 if self._sink is not None:
                     self._sink.close()
                 if self._stream is not None:

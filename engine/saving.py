@@ -47,6 +47,7 @@ class Saver:
         self._core = core
         self._lock = lock
         self._saving: Future[SnapshotInfo] | None = None
+        self._copy: object = None  # stands for the copy that is being made
         self._asked: threading.Event | None = None  # set when the thread that saves has had its turn
 
     def start(self, uri: Any, position: Any, rooms: list[NDArray[np.bool_]]) -> Future[SnapshotInfo]:
@@ -58,27 +59,36 @@ class Saver:
         totals = Totals(core.rows, core.rounded, tuple(core.by_reason.tolist()))
         state = State(core.config, core.kind, core.clock_ns, totals, position)
         created_ns = min(max(core.now(), TIME_NS_MIN), TIME_NS_MAX)
-        core.shards.begin_copy(core.clock_ns, core.kind or "int64", rooms)
+        copy = self._copy = object()
         try:
+            core.shards.begin_copy(core.clock_ns, core.kind or "int64", rooms)
             thread = ThreadPoolExecutor(1, thread_name_prefix="riskring-save")
-            self._saving = thread.submit(self._write, store, state, created_ns)
-        except BaseException:  # no thread is to be had
-            core.shards.end_copy()
+            self._saving = thread.submit(self._write, store, state, created_ns, copy)
+        except BaseException:  # no thread is to be had; or Ctrl-C came when there was one, which then finds its copy gone
+            self._end(copy)
             raise
         thread.shutdown(wait=False)
         return self._saving
 
-    def _write(self, store: Store, state: State, created_ns: int) -> SnapshotInfo:
+    def _write(self, store: Store, state: State, created_ns: int, copy: object) -> SnapshotInfo:
         try:
-            return write(store, state, self._copied(), created_ns)
+            return write(store, state, self._copied(copy), created_ns)
         finally:
             with self._turn():
-                self._core.shards.end_copy()
+                self._end(copy)
 
-    def _copied(self) -> Iterator[Entries]:
+    def _end(self, copy: object) -> None:
+        """Forget a copy, if it is still the one that is being made."""
+        if self._copy is copy:
+            self._copy = None
+            self._core.shards.end_copy()
+
+    def _copied(self, copy: object) -> Iterator[Entries]:
         """The state as it was when the copy began, some of it at a time."""
         while True:
             with self._turn():
+                if self._copy is not copy:
+                    raise SnapshotError("saving was interrupted when it began; save again")
                 part = self._core.shards.copied()
             if part is None:
                 return

@@ -19,6 +19,7 @@ import sys
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any, Final
 
 import pyarrow as pa
@@ -297,16 +298,24 @@ def _open_parquet(file: str) -> tuple[Any, Iterator[Any]]:
 def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
     """The same batches; a thread of its own fetches the next few while one is worked on.
 
-    What `batches` raises is raised in its turn. The thread has ended when this is exhausted or closed.
+    What `batches` raises is raised in its turn. Nothing is fetched any more when this is exhausted or closed.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="riskring-read")
+    fetching, ended = Lock(), False
+
+    def fetch() -> Any:
+        with fetching:
+            return None if ended else next(batches, None)
+
     try:
-        fetched = deque(pool.submit(next, batches, None) for _ in range(_AHEAD_PIECES))
+        fetched = deque(pool.submit(fetch) for _ in range(_AHEAD_PIECES))
         while (batch := fetched.popleft().result()) is not None:
-            fetched.append(pool.submit(next, batches, None))
+            fetched.append(pool.submit(fetch))
             yield batch
     finally:
         pool.shutdown(cancel_futures=True)
+        with fetching:  # `shutdown` does not know a thread whose start was interrupted, by Ctrl-C say
+            ended = True
 
 
 def _open_arrow(file: str) -> tuple[Any, Iterator[Any]]:
