@@ -27,7 +27,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from engine.arrays import matches
+from engine.arrays import check_whole, matches
 from engine.columns import TEXT_MARK, check_schema, is_text
 from engine.config import Config
 from engine.errors import SchemaError
@@ -149,12 +149,23 @@ def _table_of(data: Mapping[Any, Any]) -> Any:
 def _memory_unit(data: Any, config: Config) -> list[Any]:
     check_schema(data.schema, config, "")
     batches = data.to_batches() if isinstance(data, pa.Table) else [data]
+    for batch in batches:
+        check_whole(batch, "the data")
     return [piece for batch in batches for piece in _pieces(batch)] or [_empty(data.schema)]
 
 
 def _stream_units(reader: Any, config: Config) -> Iterator[list[Any]]:
     check_schema(reader.schema, config, "")
-    for batch in reader:
+    rows = 0
+    while True:
+        try:
+            batch = reader.read_next_batch()
+        except StopIteration:
+            return
+        except (pa.ArrowException, OSError) as error:
+            raise SchemaError(_damage("the stream", rows, error)) from error
+        check_whole(batch, f"the batch after row {rows:,}")
+        rows += batch.num_rows
         yield _pieces(batch)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from engine.arrays import check_whole
 from engine.columns import Ids, ids_of
 from engine.errors import SchemaError
 
@@ -44,18 +45,25 @@ def id_array(user_ids: Any) -> tuple[Any, bool]:
         >>> id_array([7, 8])[1]
         False
     """
-    if isinstance(user_ids, pa.Array | pa.ChunkedArray):
-        return user_ids, True
     try:
-        if hasattr(user_ids, "__arrow_c_stream__"):
-            return pa.chunked_array(user_ids), True
-        if hasattr(user_ids, "__arrow_c_array__"):
-            return pa.array(user_ids), True
+        array = _arrow_array(user_ids)
+        if array is not None:
+            check_whole(array, "user_ids")
+            return array, True
         if isinstance(user_ids, str | bytes) or not hasattr(user_ids, "__iter__"):
             raise SchemaError(f"user_ids={user_ids!r} is not a list of ids; use score() for one user")
         return _plain_array(user_ids), False
     except (pa.ArrowException, TypeError, OverflowError) as error:
         raise SchemaError(f"user_ids cannot be an Arrow array: {error}; give integers, strings or bytes of one kind") from error
+
+
+def _arrow_array(user_ids: Any) -> Any:
+    """What is Arrow data or exports it; None for anything else."""
+    if isinstance(user_ids, pa.Array | pa.ChunkedArray):
+        return user_ids
+    if hasattr(user_ids, "__arrow_c_stream__"):
+        return pa.chunked_array(user_ids)
+    return pa.array(user_ids) if hasattr(user_ids, "__arrow_c_array__") else None
 
 
 def _plain_array(user_ids: Any) -> Any:
