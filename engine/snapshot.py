@@ -389,14 +389,28 @@ def _checked(told: dict[str, Any]) -> Manifest:
         raise ValueError("files, users and transactions do not add up")
     if len({part.name for part in parts}) != len(parts):
         raise ValueError("two files have the same name")
+    created_ns = _whole(told["created_ns"])
+    if not TIME_NS_MIN <= created_ns <= TIME_NS_MAX:
+        raise ValueError(f"created_ns is {created_ns}")
+    checked = _checked_config(config)
+    if users > checked.users:
+        raise ValueError(f"{users} users, where {checked.users} is the most")
     state = State(
-        config=Config(shards=1, **config),
+        config=checked,
         kind=kind,
         clock_ns=clock_ns,
         totals=Totals(told["rows"], _count(told["rounded"]), by_reason),
         position=told["position"],
     )
-    return Manifest(state, users, transactions, str(told["digest"]), _whole(told["created_ns"]), parts)
+    return Manifest(state, users, transactions, str(told["digest"]), created_ns, parts)
+
+
+def _checked_config(told: dict[str, Any]) -> Config:
+    config = Config(shards=1, **told)
+    options = asdict(config_with(config, {"shards": 1}))  # ConfigError, a ValueError, if an engine could not have had it
+    if [(value, type(value)) for value in options.values()] != [(value, type(value)) for value in asdict(config).values()]:
+        raise ValueError("an option is not as an engine has it")
+    return config
 
 
 def _whole(value: Any) -> int:
@@ -457,9 +471,11 @@ def _columns(data: bytes, part: Part, state: State) -> Columns:
     assert state.clock_ns is not None
     id_type = _ID_TYPES[state.kind]
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-        if file.metadata.num_rows != part.rows:
-            raise ValueError(f"it has {file.metadata.num_rows} rows instead of {part.rows}")
-        table = file.read(use_threads=False)
+        said = file.metadata.num_rows
+        table = file.read(use_threads=False) if said == part.rows else None
+    if table is None or len(table) != part.rows:  # it may also say what it does not hold
+        raise ValueError(f"it has {said if table is None else len(table)} rows instead of {part.rows}")
+    table.validate(full=True)
     if table.column_names != ["user_id", "timestamp", "amount_units"] or any(column.null_count for column in table.columns):
         raise ValueError("its columns are others")
     table = table.cast(pa.schema({"user_id": id_type, "timestamp": _INSTANT, "amount_units": pa.int64()})).combine_chunks()
