@@ -51,7 +51,7 @@ def null_rows(array: Any) -> Bools | None:
 
 
 def check_whole(data: Any, what: str) -> None:
-    """Look at all that Arrow reads unchecked, in an array or in all columns of a batch: sizes of buffers, offsets, dictionary indices, UTF-8.
+    """Look at all that Arrow reads unchecked, in an array or all columns of a batch: buffers, nulls, offsets, dictionary indices, UTF-8.
 
     Raises:
         SchemaError: Something of it points where it should not, which only damaged data does.
