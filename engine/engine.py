@@ -513,6 +513,9 @@ class RiskEngine:
             self._check_open()
             return len(self._entries(ids_of_one(user_id, self.config.user_id))[0]) > 0
 
+    def __reduce__(self) -> str:
+        raise TypeError("an engine cannot be pickled or copied; use save() and load()")
+
     def __repr__(self) -> str:
         if self._closed:
             return "RiskEngine(closed)"

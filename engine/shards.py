@@ -23,6 +23,7 @@ from engine.config import RING_CAPACITY_MAX, TIME_NS_MIN, Config
 from engine.entries import Entries
 from engine.errors import CapacityError
 from engine.index import hash_of, is_bytes, random_keys, split_rows
+from engine.kernels import layout as at
 from engine.memory import state_bytes_max
 from engine.shard import Features, Shard
 
@@ -251,13 +252,27 @@ class Shards:
             self.expire(clock_ns, kind)
             self._all(Shard.count_again)
             left = self._bytes_left(rows, id_bytes)
-        if left < 0:
+        if left < 0 and not self._leaves_room(pieces, rows, id_bytes):
             raise CapacityError(
                 f"memory is full: of {self.bytes_max:,} bytes that the state may take, seven eighths of what this machine or control group "
                 f"has, {self.bytes_used:,} are taken, and {rows:,} rows more may need too many; nothing of them was applied; use a shorter "
                 "window or lateness, smaller batches, more partitions or more memory (riskring plan tells how much)"
             )
-        self._uncounted_bytes = min(left, _UNCOUNTED_BYTES)
+        self._uncounted_bytes = min(max(left, 0), _UNCOUNTED_BYTES)
+
+    def _leaves_room(self, pieces: list[Piece], rows: int, id_bytes: int) -> bool:
+        """Whether a small batch moves the clock so far that memory will do when it has been applied: else a full engine stayed full.
+
+        Meanwhile the state may grow into what is left of the machine's memory.
+        """
+        more = _ROW_BYTES * rows + 2 * id_bytes
+        if more > self.bytes_max // 16:
+            return False
+        after_ns = max(int(piece.clock_ns[-1]) for piece in pieces if piece.admitted)
+        users, transactions = self.retained(after_ns)
+        fixed = sum(shard.index.table.nbytes for shard in self._shards)
+        ids = sum(8 * int(shard.control[at.ARENA_NEXT]) for shard in self._shards) * users // max(self.users, 1)
+        return fixed + _ROW_SLOT_BYTES * users + 2 * 16 * transactions + ids + more <= self.bytes_max
 
     def _bytes_left(self, rows: int, id_bytes: int) -> int:
         """Memory that is left when so many rows more have been applied; less than 0 if it may be too little."""

@@ -1,0 +1,694 @@
+"""Input that means harm: damaged memory and files, ids chosen to collide, streams chosen to fill memory, and threads at every moment.
+
+Damaged bytes are made by `tests/fuzz.py`, which also runs for as long as one likes; what it found stands here by example.
+`RISKRING_FLOOD_USERS=20_000_000` makes the floods larger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine import CapacityError, EngineError, RiskEngine, SchemaError, SnapshotError
+from engine.columns import ids_of
+from engine.config import Config
+from engine.forecast import forecast
+from engine.index import random_keys, split_rows
+from engine.kernels import layout as at
+from engine.memory import machine_bytes, state_bytes_max
+from engine.reference import Reference
+from engine.shard import Shard
+from engine.snapshot import _sealed
+from tests.test_columns import VIEWS
+
+ROOT = Path(__file__).parent.parent
+SECOND = 10**9
+WORD = 2**64 - 1
+FLOOD_USERS = int(os.environ.get("RISKRING_FLOOD_USERS", "200_000"))
+
+
+def make(**options: Any) -> RiskEngine:
+    """A small engine in simulated time, with times in seconds."""
+    return RiskEngine(**({"users": 100, "max_ahead": None, "time_unit": "s", "shards": 1} | options))
+
+
+def rows(users: Any, amounts: Any = 1, times: Any = 0) -> dict[str, Any]:
+    """Columns, a scalar standing for all rows."""
+    count = len(users)
+    return {"user_id": users, "amount": np.broadcast_to(amounts, count).copy(), "timestamp": np.broadcast_to(times, count).copy()}
+
+
+def state(engine: RiskEngine) -> Any:
+    return engine.digest(), engine.stats()
+
+
+# ---- damaged bytes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["columns", "snapshot", "texts"])
+def test_fuzzed_bytes(target: str) -> None:
+    """Some rounds of the fuzzer, in a process of their own: a crash of it is a failure too."""
+    program = [sys.executable, "-X", "faulthandler", str(ROOT / "tests" / "fuzz.py"), target, "--plain", "--rounds", "300"]
+    done = subprocess.run(program, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout == f"{target}: 300 inputs, nothing found\n"
+
+
+def damaged(array: Any, buffer: int, place: int, value: bytes) -> Any:
+    """The array, one of whose buffers was overwritten after Arrow had found it in order."""
+    memory = [None if part is None else np.frombuffer(part, np.uint8).copy() for part in array.buffers()]
+    found = pa.Array.from_buffers(
+        array.type, len(array), [None if part is None else pa.py_buffer(part) for part in memory], array.null_count
+    )
+    memory[buffer][place : place + len(value)] = np.frombuffer(value, np.uint8)
+    return found
+
+
+class TestDamagedColumns:
+    """Arrow data in memory that points where it should not is refused whole, whichever way it comes in."""
+
+    @pytest.mark.parametrize(
+        ("array", "message"),
+        [
+            (damaged(pa.array(["ab", "cd"]), 2, 0, b"\xff"), "UTF8"),
+            (damaged(pa.array(["ab", "cd"]), 1, 4, b"\xff\xff\xff\x7f"), "offset"),
+            (damaged(pa.array([1, None]), 0, 0, b"\x03"), "null_count"),
+            (pa.DictionaryArray.from_arrays(pa.array([0, 5], pa.int8()), pa.array(["a"]), safe=False), "out of bounds"),
+            (
+                pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), damaged(pa.array(["a", "b"]), 1, 4, b"\xff\xff\xff\x7f")),
+                "offset",
+            ),
+        ],
+        ids=["text", "offsets", "nulls", "indices", "dictionary"],
+    )
+    def test_nothing_of_it_is_applied_or_looked_up(self, array: Any, message: str) -> None:
+        engine = make()
+        kind = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+        engine.ingest(rows(pa.array([7] if pa.types.is_integer(kind) else ["x"])))
+        before = state(engine)
+        batch = pa.record_batch(rows(array))
+        for way in (
+            lambda: batch,
+            lambda: pa.Table.from_batches([batch]),
+            lambda: pa.RecordBatchReader.from_batches(batch.schema, [batch]),
+        ):
+            with pytest.raises(SchemaError, match=rf"is damaged: (?s:.*){message}"):
+                engine.ingest(way())
+        for lookup in (engine.scores, engine.features):
+            with pytest.raises(SchemaError, match=rf"user_ids is damaged: (?s:.*){message}"):
+                lookup(array)
+        assert state(engine) == before
+
+    def test_a_column_that_is_only_handed_back(self) -> None:
+        """It is read when rows are refused, after the others have been applied."""
+        engine = make()
+        batch = pa.record_batch({**rows(pa.array([1, None])), "note": damaged(pa.array(["ab", "cd"]), 1, 4, b"\xff\xff\xff\x7f")})
+        before = state(engine)
+        with pytest.raises(SchemaError, match="is damaged"):
+            engine.ingest(batch)
+        assert state(engine) == before
+
+    @pytest.mark.skipif(not VIEWS, reason="pyarrow cannot cast views")
+    def test_what_stands_at_nulls_of_views_is_not_read(self) -> None:
+        array = damaged(pa.array(["ab", None, "x" * 20]).cast(pa.string_view()), 1, 16, b"\xff\x7f\xff\xff\xff\xff\xff\xff")
+        assert ids_of(array, "user_id").data.tobytes() == b"ab" + b"x" * 20
+        engine = make()
+        assert engine.ingest(rows(array[:2])).rejected == {"null_user": 1}
+        assert engine.scores(array).to_pylist() == [1.0, None, 0.0]
+
+    def test_a_damaged_stream_says_what_of_it_is_applied(self) -> None:
+        table = pa.table(rows([1, 2]))
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+            writer.write_table(table)
+        whole = sink.getvalue().to_pybytes()
+        last = whole.rindex(b"\xff\xff\xff\xff", 0, len(whole) - 8)
+        engine = make()
+        with pytest.raises(SchemaError, match="the stream is damaged or not what its name says; 2 rows were read before") as caught:
+            engine.ingest(pa.ipc.open_stream(whole[: last + 40]))
+        assert caught.value.__notes__ == ["2 rows of earlier batches of this source are applied"]
+        assert engine.stats().rows == 2
+
+    def test_names_of_columns_that_are_no_text(self) -> None:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, pa.schema({"user_id": pa.int64(), "amount_": pa.int64()})):
+            pass
+        with pytest.raises(SchemaError, match="the name of a column is not UTF-8"):
+            make().ingest(pa.ipc.open_stream(sink.getvalue().to_pybytes().replace(b"amount_", b"amount\xff")))
+
+    def test_half_of_a_surrogate_pair_is_no_id(self) -> None:
+        engine, half = make(), "\ud800"
+        engine.add("a", 1, 0)
+        before = state(engine)
+        calls: list[Callable[[], object]] = [
+            *(lambda: engine.score(half), lambda: engine.scores([half]), lambda: engine.features([half]), lambda: engine.explain(half)),
+            *(lambda: engine.add(half, 1, 0), lambda: engine.ingest(rows([half])), lambda: half in engine),
+        ]
+        for call in calls:
+            with pytest.raises(SchemaError, match="surrogates not allowed"):
+                call()
+        assert state(engine) == before
+
+
+class TestDamagedFiles:
+    """Files whose bytes are not what their names promise."""
+
+    def ndjson(self, *lines: bytes) -> bytes:
+        return b"\n".join((*lines, b'{"user_id": "a", "amount": 1, "timestamp": 0}', b""))
+
+    @pytest.mark.parametrize("first", [b"null", b" \t\r\nnull", b"\xef\xbb\xbfnull", b"\xef\xbb\xbf\xef\xbb\xbfnull", b"null\nnull"])
+    def test_null_in_place_of_the_first_object(self, first: bytes, tmp_path: Path) -> None:
+        """Arrow's reader takes null for an object everywhere else, and brings the process down here."""
+        file = tmp_path / "rows.ndjson"
+        file.write_bytes(self.ndjson(first))
+        assert make().ingest(file).rejected == {"null_user": 1 + (first == b"null\nnull")}
+        file.write_bytes(first)
+        with pytest.raises(SchemaError, match="there are no columns"):
+            make().ingest(file)
+
+    def test_ndjson_that_is_not_utf8(self, tmp_path: Path) -> None:
+        file = tmp_path / "rows.ndjson"
+        for bad in (b'{"user_id": "\xff", "amount": 1, "timestamp": 0}', b'{"user_id": "a", "amount": 1, "timestamp": "\xff"}'):
+            file.write_bytes(self.ndjson(bad))
+            with pytest.raises(SchemaError, match=r"rows\.ndjson is damaged"):
+                make().ingest(file)
+
+    def test_parquet_that_is_not_utf8(self, tmp_path: Path) -> None:
+        file = tmp_path / "rows.parquet"
+        pq.write_table(pa.table(rows(["abcdefgh"])), file, use_dictionary=False, compression="none", write_statistics=False)
+        data = file.read_bytes()
+        assert data.count(b"abcdefgh") == 1
+        file.write_bytes(data.replace(b"abcdefgh", b"abcdefg\xff"))
+        with pytest.raises(SchemaError, match=r"rows\.parquet is damaged"):
+            make().ingest(file)
+
+
+class TestDamagedSnapshots:
+    """Snapshots whose hashes are right and whose contents are not."""
+
+    def manifest(self, folder: Path) -> tuple[Path, dict[str, Any]]:
+        with make() as engine:
+            engine.ingest(rows([1, 2, 3]))
+            file = folder / engine.save(folder).name / "manifest.json"
+        told = json.loads(file.read_bytes())
+        del told["sha256"]
+        return file, told
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            *(("closed", {}), ("closed", "left"), ("window_ns", 0), ("window_ns", -5), ("window_ns", 2**61), ("window_ns", 60.0)),
+            *(("users", 0), ("users", 10**12), ("users", True), ("decimals", 9), ("amount", "user_id"), ("amount", ""), ("time_unit", "h")),
+            *(("max_ahead_ns", -1), ("lateness_ns", None), ("clock", "sun"), ("users", 2)),
+        ],
+    )
+    def test_options_that_no_engine_has(self, option: str, value: Any, tmp_path: Path) -> None:
+        file, told = self.manifest(tmp_path)
+        told["config"][option] = value
+        file.write_bytes(_sealed(told))
+        with pytest.raises(SnapshotError, match="is damaged"):
+            RiskEngine.load(tmp_path)
+
+    @pytest.mark.parametrize("created_ns", [2**63, -(2**63), 10**400])
+    def test_instants_that_no_clock_shows(self, created_ns: int, tmp_path: Path) -> None:
+        file, told = self.manifest(tmp_path)
+        file.write_bytes(_sealed({**told, "created_ns": created_ns}))
+        with pytest.raises(SnapshotError, match="is damaged"):
+            RiskEngine.load(tmp_path)
+
+    @pytest.mark.parametrize("rows_said", [1, 3, 60])
+    def test_files_that_tell_of_rows_they_do_not_hold(self, rows_said: int, tmp_path: Path) -> None:
+        file, told = self.manifest(tmp_path)
+        (part,) = told["files"]
+        where = file.parent / part["name"]
+        with pq.ParquetWriter(where, pq.read_schema(where)):
+            pass
+        head, tail = where.read_bytes().rsplit(b"\x16\x00\x19\x0c", 1)  # the number of rows and no row groups, as Thrift writes them
+        where.write_bytes(head + bytes([0x16, 2 * rows_said, 0x19, 0x0C]) + tail)
+        assert pq.read_metadata(where).num_rows == rows_said
+        part |= {"rows": rows_said, "bytes": where.stat().st_size, "sha256": hashlib.sha256(where.read_bytes()).hexdigest()}
+        file.write_bytes(_sealed(told | {"users": 1, "transactions": rows_said}))
+        with pytest.raises(SnapshotError, match=f"it has 0 rows instead of {rows_said}"):
+            RiskEngine.load(tmp_path)
+
+
+# ---- ids chosen to collide ---------------------------------------------------------------------------------------------------
+
+
+def unhashed(hashes: Any, keys: Any) -> Any:
+    """The integers that `hash_integer` makes these of: it is a bijection."""
+    k0, k1, k2, k3 = (int(key) for key in keys)
+    found = []
+    for value in hashes:
+        value ^= value >> 32
+        value = value * pow(k3, -1, 2**64) & WORD
+        value ^= value >> 29 ^ value >> 58
+        value = value * pow(k2, -1, 2**64) & WORD
+        value ^= value >> 32
+        found.append((value * pow(k1, -1, 2**64) & WORD) ^ k0)
+    return np.array(found, np.uint64).view(np.int64)
+
+
+def lines_read(shard: Shard, ids: Any) -> list[int]:
+    """Index lines that the look-up of each of these ids reads, each of which has a slot: from its home line to the one it is in."""
+    index = shard.index
+    found, (own,) = split_rows(ids, np.zeros(len(ids), np.uint8), index.keys, 1)
+    slots = index.find(ids, found, own, shard.memory)
+    assert (slots >= 0).all()
+    lines = int(shard.control[at.TABLE_LINES])
+    cells = np.asarray(index.table).reshape(lines, at.BUCKET).astype(np.int64) & ((1 << int(shard.control[at.SLOT_BITS])) - 1)
+    line_of = {int(cells[line, place]) - 1: int(line) for line, place in zip(*np.nonzero(cells), strict=True)}
+    home = ((found >> np.uint64(32)) * np.uint64(lines) >> np.uint64(32)).astype(np.int64)
+    return [(line_of[slot] - first) % lines + 1 for slot, first in zip(slots.tolist(), home.tolist(), strict=True)]
+
+
+class TestHashFlooding:
+    """Nobody can choose ids that collide without the secret; who has it makes n of them cost n / 16 lines each, and no wrong answer."""
+
+    @pytest.fixture
+    def known(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """The secret of all engines that are made meanwhile."""
+        monkeypatch.setattr("engine.shards.random_keys", lambda: random_keys(7))
+        return random_keys(7)
+
+    def test_integers_of_one_home_line_and_tag(self, known: Any) -> None:
+        count = 10_000
+        engine = make(users=2 * count)
+        (shard,) = engine._core.shards
+        lines, slot_bits = int(shard.control[at.TABLE_LINES]), int(shard.control[at.SLOT_BITS])
+        line = lines - 100  # so that they go round the end of the table
+        high = -(-(line << 32) // lines)
+        low_bits = 31 - slot_bits  # of the hash, that are the tag
+        users = unhashed([high << 32 | k << low_bits | 5 for k in range(count)], known)
+        assert len(set(users.tolist())) == count
+        for first in range(0, count, 1000):
+            engine.ingest(rows(users[first : first + 1000], amounts=np.arange(first, first + 1000)))
+        read = lines_read(shard, ids_of(pa.array(users), "user_id"))
+        # The k-th that came is in the k/16-th line, and so many were read to find that it is new: a bound that holds for any ids.
+        assert read == [k // at.BUCKET + 1 for k in range(count)]
+        assert engine.scores(users).tolist() == list(range(count))
+        assert engine.scores(users + 1).tolist() == [0.0] * count
+        shard.check("int64")
+        ordinary = np.arange(count)
+        engine.ingest(rows(ordinary))
+        assert engine.scores(ordinary).tolist() == [1.0] * count
+        assert engine.scores(users).tolist() == list(range(count))
+        # Of the others only those whose home is among the full lines pay, with no more than these lines.
+        theirs = lines_read(shard, ids_of(pa.array(ordinary), "user_id"))
+        assert max(theirs) <= 2 * count // at.BUCKET
+        assert np.mean(np.array(theirs) == 1) > 0.3
+        engine.ingest(rows(ordinary, times=500))
+        assert engine.expire() + len(engine) >= count
+        shard.check("int64")
+        assert engine.stats().users == count
+        assert engine.scores(users).tolist() == [0.0] * count
+
+    @pytest.mark.parametrize("kind", ["string", "binary"])
+    def test_bytes_of_one_home_line(self, kind: str, known: Any) -> None:
+        """They have to be searched for: the hash cannot be turned round."""
+        engine = make(users=2_000)
+        (shard,) = engine._core.shards
+        lines = int(shard.control[at.TABLE_LINES])
+        tried = pa.array([f"user {k}" for k in range(200_000)], pa.string()).cast(pa.string() if kind == "string" else pa.binary())
+        found, _ = split_rows(ids_of(tried, "user_id"), np.zeros(len(tried), np.uint8), known, 1)
+        chosen = tried.filter(pa.array((found >> np.uint64(32)) * np.uint64(lines) >> np.uint64(32) == lines - 1))
+        assert len(chosen) > 900
+        amounts = np.arange(len(chosen))
+        engine.ingest(rows(chosen, amounts=amounts))
+        assert lines_read(shard, ids_of(chosen, "user_id")) == [k // at.BUCKET + 1 for k in range(len(chosen))]
+        assert engine.scores(chosen).to_pylist() == amounts.tolist()
+        shard.check(kind)
+        engine.ingest(rows(chosen[:1], times=500))
+        engine.expire()
+        shard.check(kind)
+        assert len(engine) == 1
+
+    def test_with_an_unknown_secret_they_are_ordinary_ids(self) -> None:
+        """What was made for one secret spreads like any ids with another: so do the seeds 1 to 5."""
+        count, lines = 10_000, 1787
+        made = unhashed([(900 << 32) // lines << 32 | k << 16 for k in range(count)], random_keys(7))
+        for seed in range(1, 6):
+            found, _ = split_rows(ids_of(pa.array(made), "user_id"), np.zeros(count, np.uint8), random_keys(seed), 1)
+            home = ((found >> np.uint64(32)) * np.uint64(lines) >> np.uint64(32)).astype(np.int64)
+            assert np.bincount(home, minlength=lines).max() < 24  # 5.6 on average
+
+    def test_the_secret_is_one_of_each_engine_and_stays_in_it(self, tmp_path: Path) -> None:
+        engines = [make(), make()]
+        first, second = (engine._core.shards._keys for engine in engines)
+        assert not set(first.tolist()) & set(second.tolist())
+        for engine in engines:
+            engine.ingest(rows(["a", "b"]))
+        assert engines[0].digest() == engines[1].digest()
+        told = repr(engines[0]) + str(engines[0].stats()) + engines[0]._repr_html_() + repr(engines[0].config) + repr(vars(engines[0]))
+        folder = tmp_path / engines[0].save(tmp_path).name
+        files = b"".join(file.read_bytes() for file in folder.iterdir())
+        for key in first.tolist():
+            assert str(key) not in told and f"{key:x}" not in told
+            assert str(key).encode() not in files and key.to_bytes(8, "little") not in files and key.to_bytes(8, "big") not in files
+        with pytest.raises(TypeError, match="pickle"):
+            pickle.dumps(engines[0])
+        assert not set(RiskEngine.load(tmp_path)._core.shards._keys.tolist()) & set(first.tolist())
+
+
+# ---- streams chosen to fill memory -------------------------------------------------------------------------------------------
+
+#: Run by a process of its own, so that what others have touched is not counted. It prints what it found as JSON.
+FLOOD = """
+import json, sys
+import numpy as np
+from engine import CapacityError, RiskEngine
+
+name, users, bytes_max = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+ROWS = 20_000
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+def columns(ids, times):
+    return {"user_id": ids, "amount": np.ones(len(ids)), "timestamp": np.broadcast_to(times, len(ids)).copy()}
+
+def batches():
+    if name == "users":  # four transactions each, and then one user more
+        for first in range(0, 4 * users, ROWS):
+            yield columns(np.arange(first, first + ROWS) % users, 0)
+        yield columns(np.arange(users, users + 1), 0)
+    if name == "one user":
+        for first in range(0, 10 * users, ROWS):
+            yield columns(np.full(ROWS, 7), 0)
+    if name.startswith("rings"):  # all users just over a block
+        each = int(name.split()[1])
+        some = 5 * users // each // ROWS * ROWS or ROWS // 5
+        for first in range(0, each * some, ROWS):
+            yield columns(np.arange(first, first + ROWS) % some, 0)
+    if name == "churn":  # as many users as fit within the retention, never the same
+        for first in range(0, 5 * users, ROWS):
+            yield columns(np.arange(first, first + ROWS), first * 130 // users)
+    if name == "times":  # as far as they go; from the second one on all others are late
+        far = np.array([0, 2**33, -(2**33), 2**62, -(2**62)])
+        for first in range(0, 2 * users, ROWS):
+            yield columns(np.arange(first, first + ROWS), far[np.arange(ROWS) % 5])
+    if name == "ids":
+        for first in range(0, 100_000, 100):
+            yield columns([f"{k:010}" + "x" * 65_000 for k in range(first, first + 100)], 0)
+    if name == "everything":
+        for first in range(0, 1000 * users, ROWS):
+            yield columns(np.arange(first, first + ROWS) % (users // 2) * 3, 0)
+
+def make():
+    return RiskEngine(users=users, max_ahead=None, time_unit="s", shards=2)
+
+with make() as engine:  # compiled code and what Arrow keeps are not of this flood
+    engine.ingest(columns(np.arange(5000), 0), scores=True)
+with make() as engine:
+    if bytes_max:
+        engine._core.shards.bytes_max = bytes_max
+    before = resident()
+    ended, same = "", True
+    for batch in batches():
+        try:
+            engine.ingest(batch)
+        except CapacityError as error:
+            ended = str(error)
+            break
+    stats = engine.stats()
+    found = {"ended": ended, "resident": resident() - before, "bytes": stats.bytes, "rejected": stats.rejected}
+    found |= {"users": stats.users, "transactions": stats.transactions}
+    if ended:
+        digest = engine.digest()
+        for again in range(3):
+            try:
+                engine.ingest(batch)
+                same = False
+            except CapacityError:
+                same &= engine.digest() == digest and engine.stats() == stats
+        # When all that has gone, as many rows as before are taken again.
+        kind = type(batch["user_id"][0])
+        user = "a" if kind is str else 1
+        engine.add(user, 1, 10_000)
+        engine.ingest(columns([user] * ROWS, 10_001))
+        found |= {"later": engine.stats().transactions}
+    found |= {"same": same}
+    print(json.dumps(found))
+"""
+
+#: Beside the state: a batch on its way, and pages of 2 MiB of which not all is used.
+BESIDE_BYTES = 40 << 20
+
+
+def flood(name: str, bytes_max: int = 0, users: int = FLOOD_USERS) -> dict[str, Any]:
+    program = [sys.executable, "-c", FLOOD, name, str(users), str(bytes_max)]
+    done = subprocess.run(program, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells the resident memory")
+class TestFloods:
+    """However rows are chosen, memory stays below what `riskring plan` says for them, or the engine says that there is no room."""
+
+    @pytest.mark.parametrize("name", ["users", "one user", "rings 9", "rings 129"])
+    def test_memory_is_what_plan_says(self, name: str) -> None:
+        found = flood(name)
+        most = forecast(found["users"], found["transactions"] / 120, 120 * SECOND)["total"]
+        most += 4 / 0.7 * (FLOOD_USERS - found["users"])  # the engine has room for more users
+        assert found["bytes"] <= most
+        assert found["resident"] <= most + BESIDE_BYTES
+        assert found["transactions"] >= 2.5 * FLOOD_USERS
+        assert found["same"]
+        if name == "users":
+            assert "needs room for" in found["ended"]
+            assert found["users"] == FLOOD_USERS
+
+    @pytest.mark.parametrize("name", ["churn", "times"])
+    def test_users_who_come_and_go_take_the_memory_of_those_who_stay(self, name: str) -> None:
+        found = flood(name)
+        most = forecast(FLOOD_USERS, 4 * FLOOD_USERS / 120, 120 * SECOND)["total"]  # with four transactions all users are active
+        assert found["bytes"] <= most
+        assert found["resident"] <= most + BESIDE_BYTES
+        assert found["users"] <= FLOOD_USERS
+        if name == "times":
+            assert set(found["rejected"]) == {"late", "timestamp_out_of_range"} or "needs room for" in found["ended"]
+
+    @pytest.mark.parametrize(
+        ("name", "bytes_max"), [("one user", 40_000_000), ("everything", 40_000_000), ("churn", 8_000_000), ("ids", 50_000_000)]
+    )
+    def test_a_full_memory_is_an_error_and_not_the_end(self, name: str, bytes_max: int) -> None:
+        found = flood(name, bytes_max, users=200_000)
+        assert found["ended"].startswith("memory is full"), found
+        assert "riskring plan" in found["ended"]
+        assert found["bytes"] <= bytes_max * 8 // 7  # the eighth of the memory that is left is for rings on the move
+        assert found["bytes"] > bytes_max // 4
+        assert found["resident"] <= bytes_max * 8 // 7 + BESIDE_BYTES
+        assert found["same"]
+        assert found["later"] == 20_001
+
+
+class TestMemoryLimit:
+    """The limit that a flood meets."""
+
+    def test_it_is_part_of_the_machine(self) -> None:
+        assert make()._core.shards.bytes_max == state_bytes_max() <= machine_bytes() * 7 // 8 + 1
+
+    @pytest.mark.parametrize(
+        ("groups", "limits", "wanted"),
+        [
+            ("0::/a/b\n", {"sys/fs/cgroup/a/b/memory.max": "8000000\n"}, 7_000_000),
+            ("0::/a/b\n", {"sys/fs/cgroup/a/b/memory.max": "max\n", "sys/fs/cgroup/a/memory.max": "16000"}, 14_000),
+            ("0::/../x\n", {"sys/fs/cgroup/memory.max": "800"}, 700),
+            ("5:cpu:/\n4:memory:/c:d\n0::/\n", {"sys/fs/cgroup/memory/c:d/memory.limit_in_bytes": "1600"}, 1_400),
+            ("4:memory:/\n", {"sys/fs/cgroup/memory/memory.limit_in_bytes": str(2**63 - 4096)}, None),
+            ("4:cpu:/\n", {"sys/fs/cgroup/memory.max": "800"}, None),
+            (None, {}, None),
+        ],
+    )
+    def test_control_groups(self, groups: str | None, limits: dict[str, str], wanted: int | None, tmp_path: Path) -> None:
+        if groups is not None:
+            limits = {**limits, "proc/self/cgroup": groups}
+        for name, text in limits.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        machine = machine_bytes()
+        assert state_bytes_max(str(tmp_path)) == (machine - machine // 8 if wanted is None else wanted)
+
+    def test_what_fits_is_not_refused(self) -> None:
+        """Up to the last batch before the limit, and rows for memory that was taken before."""
+        engine = make(users=100_000, shards=2)
+        shards = engine._core.shards
+        users = np.arange(20_000)
+        engine.ingest(rows(users))
+        shards.bytes_max = shards.bytes_used + 64 * len(users) + (4 << 20)
+        for time in range(1, 50):
+            engine.ingest(rows(users, times=200 * time))
+        assert engine.stats().transactions == 20_000
+        for user in range(2_000):
+            engine.add(user, 1, 9_801)
+        assert engine.stats().transactions == 22_000
+
+    def test_a_flood_of_one_kind_leaves_room_for_the_other(self) -> None:
+        engine = make(users=1_000_000)
+        engine._core.shards.bytes_max = 32_000_000
+        fed = 0
+        with pytest.raises(CapacityError, match="memory is full"):  # noqa: PT012 - some of the rows are taken
+            while True:
+                engine.ingest(rows(np.arange(fed, fed + 5_000)))
+                fed += 5_000
+        assert fed > 300_000
+        engine.ingest(rows([1], times=500))
+        engine.ingest(rows(np.arange(5_000) % 200, times=501))  # rings, for which users had taken nothing
+        assert engine.stats().transactions == 5_001
+        with pytest.raises(CapacityError, match="memory is full"):  # noqa: PT012
+            for _ in range(1000):
+                engine.ingest(rows(np.arange(5_000) % 200, times=501))
+        for shard in engine._core.shards:
+            shard.check("int64")
+
+    def test_add_meets_it_too(self) -> None:
+        engine = make(users=100_000)
+        shards = engine._core.shards
+        shards.bytes_max = shards.bytes_used + 100_000
+        with pytest.raises(CapacityError, match="memory is full"):  # noqa: PT012
+            for user in range(100_000):
+                engine.add(user, 1, 0)
+        before = state(engine)
+        assert 500 < before[1].users < 2_000
+        with pytest.raises(CapacityError, match="memory is full"):
+            engine.add(-1, 1, 0)
+        assert state(engine) == before
+        assert engine.score(3) == 1.0
+
+
+# ---- threads -----------------------------------------------------------------------------------------------------------------
+
+
+class TestThreads:
+    """Readers and savers beside a writer: each answer is that of a state between two batches.
+
+    Each batch gives all users one transaction of the same amount, so in a state between two batches all users are alike, and
+    their score tells which state it is.
+    """
+
+    @pytest.mark.parametrize(("count", "shards", "last"), [(16, 1, 100), (16, 3, 100), (4_200, 2, 40)])
+    def test_no_answer_is_torn(self, count: int, shards: int, last: int, tmp_path: Path) -> None:
+        options = {"window": "10s", "users": count, "shards": shards}
+        users = [f"user {k}" for k in range(count)]
+        batches = [rows(pa.array(users), amounts=k * k, times=k) for k in range(1, last + 1)]
+        with make(**options) as alone:  # what each state is, from an engine that nobody disturbs
+            wanted = [(0.0, 0, alone.digest())]
+            for batch in batches:
+                alone.ingest(batch)
+                wanted.append((alone.score(users[0]), alone.stats().transactions, alone.digest()))
+        state_of = {score: number for number, (score, _, _) in enumerate(wanted)}
+        assert len(state_of) == len(wanted)
+        transactions_of = {number: transactions for number, (_, transactions, _) in enumerate(wanted)}
+        number_of_digest = {digest: number for number, (_, _, digest) in enumerate(wanted)}
+        engine, done = make(**options), threading.Event()
+        faults: list[BaseException] = []
+        saved: list[Any] = []
+
+        def at_scores(scores: Any) -> int:
+            (score,) = np.unique(scores).tolist()
+            return state_of[score]
+
+        def at_features() -> int:
+            table = engine.features()
+            assert len(table) in (0, count)
+            assert all(len(table[name].unique()) <= 1 for name in table.schema.names[1:])
+            return at_scores(table["score"].to_numpy()) if len(table) else 0
+
+        def at_top() -> int:
+            table = engine.top(3)
+            return at_scores(table["score"].to_numpy()) if len(table) else 0
+
+        def at_explain() -> int:
+            found = engine.explain(users[-1])
+            amounts = found.transactions["amount"].to_pylist()
+            assert (found.count, found.sum) == (len(amounts), sum(amounts))
+            assert found.score == (float(sum(amounts)) / len(amounts) if amounts else 0.0)
+            return state_of[found.score]
+
+        def at_stats() -> int:
+            found = engine.stats()
+            number, rest = divmod(found.rows, count)
+            assert (rest, found.accepted, found.transactions) == (0, found.rows, transactions_of[number])
+            assert found.users == (count if number else 0)
+            return number
+
+        looks: list[Callable[[], int]] = [
+            *(lambda: state_of[engine.score(users[count // 2])], lambda: at_scores(engine.scores(users)), at_features),
+            *(at_top, at_explain, at_stats, lambda: number_of_digest[engine.digest()]),
+        ]
+
+        def read(look: Callable[[], int]) -> None:
+            seen, rounds = 0, 0
+            try:
+                while not done.is_set() or rounds < 3:
+                    found = look()
+                    assert found >= seen, "it went back"
+                    seen, rounds = found, rounds + 1
+                assert look() == last
+            except BaseException as error:
+                faults.append(error)
+
+        def save() -> None:
+            try:
+                while not done.is_set() or len(saved) < 3:
+                    saved.append(engine.save(tmp_path))
+            except BaseException as error:
+                faults.append(error)
+
+        threads = [threading.Thread(target=read, args=[look]) for look in looks] + [threading.Thread(target=save)]
+        for thread in threads:
+            thread.start()
+        started = []
+        try:
+            for number, batch in enumerate(batches, 1):
+                engine.ingest(batch)
+                try:
+                    started.append((number, engine.start_save(tmp_path / "positions", position=number)))
+                except EngineError as error:
+                    assert "another snapshot" in str(error)  # noqa: PT017 - the other one is allowed to be there, or not
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        faults = [error for error in faults if "another snapshot" not in str(error)]
+        assert not faults, faults
+        for number, future in started:
+            info = future.result()
+            assert (info.position, info.digest) == (number, wanted[number][2])
+        assert {info.digest for info in saved} <= set(number_of_digest)
+        for shard in engine._core.shards:
+            shard.check("string")
+        self._judge(engine, started, batches, options, tmp_path, full=count < 100)
+
+    def _judge(self, engine: RiskEngine, started: Any, batches: Any, options: Any, folder: Path, *, full: bool) -> None:
+        """The last snapshots and the state at the end are those of the definition."""
+        assert engine.stats().rows == sum(len(batch["amount"]) for batch in batches)
+        if not full:
+            return
+        kept = {info.position: info for info in (future.result() for _, future in started[-3:])}
+        judge = Reference(Config.of(**{"max_ahead": None, "time_unit": "s"} | options))
+        for number, batch in enumerate(batches, 1):
+            times = (batch["timestamp"] * SECOND).tolist()
+            judge.ingest(list(zip(batch["user_id"].to_pylist(), batch["amount"].tolist(), times, strict=True)))
+            if number in kept:
+                assert kept[number].digest == judge.digest()
+                with RiskEngine.load(folder / "positions" / kept[number].name) as loaded:
+                    assert loaded.digest() == judge.digest()
+        assert engine.digest() == judge.digest()
