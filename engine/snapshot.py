@@ -376,13 +376,17 @@ def _checked(told: dict[str, Any]) -> Manifest:
     if len(rejected) != len(REASONS) or sum(by_reason) != _count(told["rows"]):
         raise ValueError("rows and reasons do not add up")
     clock_ns, kind = told["clock_ns"], told["kind"]
-    if clock_ns is not None and not TIME_NS_MIN <= clock_ns <= TIME_NS_MAX:
+    if clock_ns is not None and not TIME_NS_MIN <= _whole(clock_ns) <= TIME_NS_MAX:
         raise ValueError(f"clock_ns is {clock_ns}")
     if (kind is None) != (clock_ns is None) or (kind is not None and kind not in _ID_TYPES):
         raise ValueError(f"kind is {kind!r}")
     parts = tuple(Part(**part) for part in told["files"])
     for part in parts:
-        if not _PART_NAME.fullmatch(part.name) or not 0 < part.bytes <= _FILE_BYTES_MAX or not 0 < part.rows <= _PART_ROWS_MAX:
+        if (
+            not _PART_NAME.fullmatch(part.name)
+            or not 0 < _whole(part.bytes) <= _FILE_BYTES_MAX
+            or not 0 < _whole(part.rows) <= _PART_ROWS_MAX
+        ):
             raise ValueError(f"file {part.name!r} of {part.bytes} bytes and {part.rows} rows")
     users, transactions = _count(told["users"]), _count(told["transactions"])
     if sum(part.rows for part in parts) != transactions or not min(transactions, 1) <= users <= min(transactions, USERS_MAX):

@@ -267,7 +267,8 @@ def _check_ingest(source: Callable[[], Any]) -> None:
             for shard in engine._core.shards:
                 shard.check(engine._core.kind)
         engine.features().validate(full=True)
-    with contextlib.suppress(CapacityError):
+    # Python has no decimals of some scales that Arrow has, so nobody can tell what they should become.
+    with contextlib.suppress(CapacityError, decimal.InvalidOperation):
         found = verify(source(), Config.of(**OPTIONS))
         assert found.equal, found.difference
 

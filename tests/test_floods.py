@@ -217,10 +217,11 @@ class TestMemoryLimit:
         engine = make(users=1_000_000)
         engine._core.shards.bytes_max = 32_000_000
         fed = 0
-        with pytest.raises(CapacityError, match="memory is full"):  # noqa: PT012 - some of the rows are taken
-            while True:
-                engine.ingest(rows(np.arange(fed, fed + 5_000)))
-                fed += 5_000
+        for some in (5_000, 10):  # until not even ten have a place
+            with pytest.raises(CapacityError, match="memory is full"):  # noqa: PT012 - some of the rows are taken
+                while True:
+                    engine.ingest(rows(np.arange(fed, fed + some)))
+                    fed += some
         assert fed > 300_000
         engine.ingest(rows([1], times=500))
         engine.ingest(rows(np.arange(5_000) % 200, times=501))  # rings, for which users had taken nothing
@@ -230,6 +231,33 @@ class TestMemoryLimit:
                 engine.ingest(rows(np.arange(5_000) % 200, times=501))
         for shard in engine._core.shards:
             shard.check("int64")
+
+    def test_rings_that_were_given_back_serve_again(self) -> None:
+        engine = make(users=5_000)
+        engine._core.shards.bytes_max = 16_000_000
+        users = np.arange(5_000)
+        fed = 0
+        with pytest.raises(CapacityError, match="memory is full"):  # noqa: PT012
+            while True:
+                engine.ingest(rows(users))
+                fed += 1
+        assert fed > 60
+        engine.ingest(rows([1], times=500))
+        for _ in range(fed // 2):
+            engine.ingest(rows(users, times=501))
+        assert engine.stats().transactions == 1 + fed // 2 * 5_000
+
+    def test_a_full_engine_goes_on_when_the_clock_does(self) -> None:
+        """Though there is no room for a row more at the clock as it stands."""
+        engine = make(users=5_000)
+        shards = engine._core.shards
+        engine.ingest(rows(np.arange(5_000)))
+        shards.bytes_max, shards._uncounted_bytes = shards.bytes_used, 0
+        for _ in range(2):
+            with pytest.raises(CapacityError, match="memory is full"):
+                engine.ingest(rows([1], times=120))  # all are retained at 120
+        assert engine.ingest(rows([1], times=121)).accepted == 1
+        assert engine.stats().transactions == 1
 
     def test_add_meets_it_too(self) -> None:
         engine = make(users=100_000)

@@ -232,6 +232,17 @@ class TestDamagedSnapshots:
         with pytest.raises(SnapshotError, match="is damaged"):
             RiskEngine.load(tmp_path)
 
+    @pytest.mark.parametrize("member", ["bytes", "rows", "clock_ns", "users", "transactions", "created_ns"])
+    def test_numbers_that_are_not_whole(self, member: str, tmp_path: Path) -> None:
+        file, told = self.manifest(tmp_path)
+        (part,) = told["files"]
+        place = part if member in part else told
+        for value in (0.5, float(place[member]), True):
+            place[member] = value
+            file.write_bytes(_sealed(told))
+            with pytest.raises(SnapshotError, match="is no whole number"):
+                RiskEngine.load(tmp_path)
+
     @pytest.mark.parametrize("rows_said", [1, 3, 60])
     def test_files_that_tell_of_rows_they_do_not_hold(self, rows_said: int, tmp_path: Path) -> None:
         file, told = self.manifest(tmp_path)
