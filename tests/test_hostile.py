@@ -152,6 +152,21 @@ class TestDamagedColumns:
         result = make().ingest(rows(pa.array([1, 1, 2, 3])) | {"amount": amounts})
         assert (result.accepted, result.rounded) == (4, 1)
 
+    @pytest.mark.parametrize("kind", [pa.decimal128, pa.decimal256])
+    @pytest.mark.parametrize("scale", [2**31 - 1, 16_777_236, 80, -18, -19, -(2**31)])
+    def test_decimals_of_any_scale(self, kind: Callable[[int, int], Any], scale: int) -> None:
+        """One that takes a digit at a time has no end: Arrow allows scales of 31 bits, far beyond the digits there are."""
+        few, many = (10**18, 10**37) if scale > 0 else (1, 10**20)
+        numbers = np.array(
+            [[number & WORD, number >> 64 & WORD, *([0, 0] if kind is pa.decimal256 else [])] for number in (0, few, many)], np.uint64
+        )
+        amounts = pa.Array.from_buffers(kind(38, scale), 3, [None, pa.py_buffer(numbers)])
+        result = make().ingest(rows(pa.array([1, 2, 3])) | {"amount": amounts})
+        if scale > 0:  # all are nearest to 0, and two of them were changed to it
+            assert (result.accepted, result.rounded) == (3, 2)
+        else:
+            assert (result.accepted, result.rejected) == (1, {"amount_out_of_range": 2})
+
     def test_half_of_a_surrogate_pair_is_no_id(self) -> None:
         engine, half = make(), "\ud800"
         engine.add("a", 1, 0)
