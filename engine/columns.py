@@ -181,11 +181,15 @@ def _times(array: Any, time_unit: str | None) -> Converted:
 
 def check_schema(schema: Any, config: Config, where: str) -> tuple[int, int, int]:
     """Places of the three columns, after checking that each exists once and has a type that can be used."""
+    try:
+        names = schema.names
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"{where}the name of a column is not UTF-8 ({error}); write the data again") from None
     places = []
     for option, wanted in (("user_id", config.user_id), ("amount", config.amount), ("timestamp", config.timestamp)):
         found = schema.get_all_field_indices(wanted)
         if not found:
-            raise SchemaError(_missing(schema.names, option, wanted, where))
+            raise SchemaError(_missing(names, option, wanted, where))
         if len(found) > 1:
             raise SchemaError(f"{where}column {wanted!r} is there {len(found)} times; rename or drop all but one")
         places.append(found[0])
@@ -346,6 +350,12 @@ def _decoded(array: Any, column: str) -> Any:
 
 
 def _unviewed(array: Any, column: str) -> Any:
+    valid = valid_rows(array)
+    if valid is not None:  # what stands at nulls is undefined, and Arrow's cast goes where it points
+        views = values_of(array, np.int64, 2).copy()
+        views.reshape(-1, 2)[~valid] = 0
+        bitmap = pa.py_buffer(np.packbits(valid, bitorder="little"))
+        array = pa.Array.from_buffers(array.type, len(array), [bitmap, pa.py_buffer(views), *array.buffers()[2:]])
     try:
         return array.cast(pa.large_string() if pa.types.is_string_view(array.type) else pa.large_binary())
     except pa.ArrowNotImplementedError as error:

@@ -21,7 +21,7 @@ from engine.errors import CapacityError
 from engine.kernels import admit_rows
 from engine.results import IngestResult, joined, reason_counts, rows_with_reasons
 from engine.shards import Piece, Shards
-from engine.userids import check_kinds
+from engine.userids import bytes_of_one, check_kinds
 
 _FUTURE: Final = REASONS.index("future") + 1
 
@@ -172,7 +172,7 @@ class Core:
                 return None
             value = user_id
         else:
-            data = np.frombuffer(user_id.encode() if id_kind == "string" else user_id, np.uint8)
+            data = bytes_of_one(user_id, config.user_id)
         try:
             score = self.shards.add(value, data, id_kind, units, when_ns, clock_ns)
         except BaseException:  # such as Ctrl-C: the row may be applied

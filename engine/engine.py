@@ -30,7 +30,7 @@ from engine.saving import Saver, loaded
 from engine.shard import Features, features_table
 from engine.snapshot import SnapshotInfo, state_digest
 from engine.sources import read
-from engine.userids import id_array, ids_of_one, unknown_ids
+from engine.userids import bytes_of_one, id_array, ids_of_one, unknown_ids
 
 _TOP_BY: Final = ("score", "sum", "count", "newest")
 
@@ -139,18 +139,18 @@ class RiskEngine:
         """
         parts: list[IngestResult] = []
         schema = None
-        for unit in read(data, self.config):
-            schema = unit[0].schema if unit else schema
-            self._saver.let_pass()
-            with self._lock:
-                self._check_open()
-                try:
+        try:
+            for unit in read(data, self.config):
+                schema = unit[0].schema if unit else schema
+                self._saver.let_pass()
+                with self._lock:
+                    self._check_open()
                     parts.append(self._core.ingest(unit, scores))
-                except EngineError as error:
-                    applied = sum(part.rows for part in parts)
-                    if applied:
-                        error.add_note(f"{applied:,} rows of earlier batches of this source are applied")
-                    raise
+        except EngineError as error:
+            applied = sum(part.rows for part in parts)
+            if applied:
+                error.add_note(f"{applied:,} rows of earlier batches of this source are applied")
+            raise
         return IngestResult.merged(parts, scores, schema)
 
     def add(self, user_id: Any, amount: Any, timestamp: Any) -> float:
@@ -234,8 +234,7 @@ class RiskEngine:
             assert at_ns is not None, "an engine that has a kind of ids has a clock"
             if id_kind == "int64":
                 return self._core.shards.score(user_id, NO_BYTES, False, at_ns)
-            data = np.frombuffer(user_id.encode() if id_kind == "string" else user_id, np.uint8)
-            return self._core.shards.score(0, data, True, at_ns)
+            return self._core.shards.score(0, bytes_of_one(user_id, self.config.user_id), True, at_ns)
 
     def scores(self, user_ids: Any, *, at: Any = None) -> Any:
         """Scores of many users at an instant.
@@ -550,6 +549,9 @@ class RiskEngine:
         with self._lock:
             self._check_open()
             return len(self._entries(ids_of_one(user_id, self.config.user_id))[0]) > 0
+
+    def __reduce__(self) -> str:
+        raise TypeError("an engine cannot be pickled or copied; use save() and load()")
 
     def __repr__(self) -> str:
         if self._closed:

@@ -22,8 +22,12 @@ HELD_DEVIATIONS: Final = 1.5
 #: Ring memory for each byte in rings: expiry gathers them when more than a sixth of it has fallen free between them.
 SCATTERED: Final = 1.1
 
+#: Entries beside those of the largest ring: those it had in the smaller blocks it came through, which only together had room for it.
+MOVED: Final = 2.25
+
 _LINE_ENTRIES: Final = 4
 _IN_LINE: Final = 4
+_SLAB_ENTRIES: Final = _LINE_ENTRIES * BLOCK_LINES[-1]
 
 
 def forecast(users: int, rate: float, retention_ns: int, id_bytes: int = 0) -> dict[str, float]:
@@ -50,14 +54,16 @@ def forecast(users: int, rate: float, retention_ns: int, id_bytes: int = 0) -> d
     mean = rate * retention_ns / 1e9 / users
     held_mean = min(HELD_RETENTIONS * mean, mean + HELD_DEVIATIONS * math.sqrt(mean))
     slots = users * -math.expm1(-SWEPT_RETENTIONS * mean)
-    ring_entries, held = 0.0, _IN_LINE
+    ring_entries, held, largest = 0.0, _IN_LINE, 0
     for capacity in _capacities():
         more = _poisson_at_least(held_mean, held + 1)
         if more < 1e-12:
             break
+        largest = capacity if users * more >= 0.5 else largest
         ring_entries += users * capacity * (more - _poisson_at_least(held_mean, capacity + 1))
         held = capacity
-    parts = {"slots": 65 * slots, "index": 4 / 0.7 * users, "rings": 16 * SCATTERED * ring_entries}
+    rings = 16 * SCATTERED * ring_entries + (16 * MOVED * largest if largest > _SLAB_ENTRIES else 0)
+    parts = {"slots": 65 * slots, "index": 4 / 0.7 * users, "rings": rings}
     parts["ids"] = slots * (-(-(id_bytes + 4) // 8) * 8) if id_bytes else 0.0
     return {"active_users": users * -math.expm1(-mean), "transactions": users * mean, **parts, "total": sum(parts.values())}
 
@@ -72,7 +78,7 @@ def share_of_machine(share: float) -> str:
 def _capacities() -> Iterator[int]:
     """Capacities of rings, from the least on."""
     yield from (_LINE_ENTRIES * lines for lines in BLOCK_LINES)
-    slab = capacity = _LINE_ENTRIES * BLOCK_LINES[-1]
+    slab = capacity = _SLAB_ENTRIES
     while True:
         capacity += max(slab, capacity // 4 // slab * slab)
         yield capacity

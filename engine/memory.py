@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -62,6 +63,40 @@ def _mapped(size: int) -> NDArray[np.uint8]:
         with contextlib.suppress(OSError):  # a kernel without huge pages: small ones do, only slower
             area.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(area, np.uint8)
+
+
+#: Of the machine's memory, the state of an engine may take all but this part: the rest is for what the process needs besides, batches on
+#: their way above all, and for rings that take a larger block while a batch is applied.
+_LEFT: Final = 8
+
+
+def state_bytes_max(files: str = "/") -> int:
+    """Memory that the state of an engine may take: seven eighths of the machine's, or of what the control group allows if that is less.
+
+    Args:
+        files: The folder in which /proc and /sys lie.
+
+    Example:
+        >>> 0 < state_bytes_max() <= machine_bytes()
+        True
+    """
+    allowed = min([machine_bytes(), *_group_limits(files)])
+    return allowed - allowed // _LEFT
+
+
+def _group_limits(files: str) -> Iterator[int]:
+    """Limits of memory of this process's control group and of those around it, as far as the system shows them."""
+    with contextlib.suppress(OSError), open(os.path.join(files, "proc/self/cgroup"), encoding="utf-8") as lines:
+        for line in lines:
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            if controllers not in ("", "memory"):
+                continue
+            root, name = ("sys/fs/cgroup", "memory.max") if not controllers else ("sys/fs/cgroup/memory", "memory.limit_in_bytes")
+            parts = [part for part in path.split("/") if part and part != ".."]
+            for depth in range(len(parts) + 1):
+                limit = os.path.join(files, root, *parts[:depth], name)
+                with contextlib.suppress(OSError, ValueError), open(limit, encoding="ascii") as file:  # not shown; or "max", no limit
+                    yield int(file.read())
 
 
 def machine_bytes() -> int:

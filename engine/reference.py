@@ -111,13 +111,14 @@ class Reference:
         *,
         wall_ns: int | None = None,
         single: bool = False,
+        half: bool = False,
     ) -> list[Row]:
         """Apply rows in their order, all or (on an error) none of them (S13).
 
         Args:
             rows: (user, amount, time_ns); None is a null.
             wall_ns: The wall clock, for `max_ahead` (S8); None: there is none, and no row is in the future.
-            single: Float amounts are float32 values (it decides only what counts as rounded).
+            single, half: Float amounts are float32 or float16 values (it decides only what counts as rounded).
 
         Raises:
             CapacityError: More than `config.users` users would have a retained transaction; the state is unchanged.
@@ -125,7 +126,7 @@ class Reference:
         before = self.clock_ns, self.accepted, dict(self.rejected), self.rounded
         self._before = {}
         try:
-            return [self._ingest_row(user, amount, time_ns, wall_ns, single) for user, amount, time_ns in rows]
+            return [self._ingest_row(user, amount, time_ns, wall_ns, single, half) for user, amount, time_ns in rows]
         except CapacityError:
             self.clock_ns, self.accepted, self.rejected, self.rounded = before
             for user, entries in self._before.items():
@@ -135,7 +136,9 @@ class Reference:
                     self._entries[user] = entries
             raise
 
-    def _ingest_row(self, user: User | None, amount: Amount | None, time_ns: int | None, wall_ns: int | None, single: bool) -> Row:
+    def _ingest_row(
+        self, user: User | None, amount: Amount | None, time_ns: int | None, wall_ns: int | None, single: bool, half: bool
+    ) -> Row:
         config, clock_ns = self.config, self.clock_ns
 
         # S12: the first reason that applies is the one that is given, in the order of REASONS.
@@ -147,7 +150,7 @@ class Reference:
             return self._reject("null_timestamp")
         if not (amount.is_finite() if isinstance(amount, Decimal) else -inf < amount < inf):
             return self._reject("amount_not_finite")
-        units, rounded = to_units(amount, config.decimals, single=single)
+        units, rounded = to_units(amount, config.decimals, single=single, half=half)
         if not -AMOUNT_UNITS_MAX <= units <= AMOUNT_UNITS_MAX:  # S3
             return self._reject("amount_out_of_range")
         if not TIME_NS_MIN <= time_ns <= TIME_NS_MAX:  # S2
@@ -317,11 +320,11 @@ def _score(units: list[int], decimals: int) -> float:
     return sum(units) / (len(units) * 10**decimals) if units else 0.0
 
 
-def to_units(amount: Amount, decimals: int, *, single: bool = False) -> tuple[int, bool]:
+def to_units(amount: Amount, decimals: int, *, single: bool = False, half: bool = False) -> tuple[int, bool]:
     """Put a finite amount on the grid of 10**-decimals: (units, whether rounding changed it) (S3).
 
-    The exact value is rounded half-even. A float stands for the decimal number people wrote, so it is unchanged when it is the
-    float (float32 for `single`) nearest to its grid value; any other number is unchanged when it is exactly its grid value.
+    The exact value is rounded half-even. A float stands for the decimal number people wrote, so it is unchanged when it is the float
+    (float32 for `single`, float16 for `half`) nearest to its grid value; any other number when it is exactly its grid value.
 
     Example:
         >>> to_units(0.1, 4), to_units(0.12345, 4), to_units(Decimal("0.00005"), 4), to_units(Decimal("0.00015"), 4)
@@ -335,7 +338,8 @@ def to_units(amount: Amount, decimals: int, *, single: bool = False) -> tuple[in
     if rest == 0:
         return units, False
     if isinstance(amount, float):
-        nearest = nearest_float32(Fraction(units, scale)) if single else units / scale
+        narrow = nearest_float16 if half else nearest_float32
+        nearest = narrow(Fraction(units, scale)) if single or half else units / scale
         return units, nearest != amount
     return units, True
 
@@ -349,8 +353,22 @@ def nearest_float32(value: Fraction) -> float:
         >>> nearest_float32(Fraction(1, 10)) == struct.unpack("f", struct.pack("f", 0.1))[0]
         True
     """
-    step = Fraction(1, 2**149)  # the least float32; 24 bits of significand in units of a larger step otherwise
-    while abs(value) >= 2**24 * step:
+    return _nearest(value, Fraction(1, 2**149), 24)
+
+
+def nearest_float16(value: Fraction) -> float:
+    """As `nearest_float32`, for float16.
+
+    Example:
+        >>> nearest_float16(Fraction(1, 10)) == struct.unpack("e", struct.pack("e", 0.1))[0]
+        True
+    """
+    return _nearest(value, Fraction(1, 2**24), 11)
+
+
+def _nearest(value: Fraction, least: Fraction, bits: int) -> float:
+    step = least  # so many bits of significand are in units of a larger step where they are not enough
+    while abs(value) >= 2**bits * step:
         step *= 2
     return float(round(value / step) * step)
 
@@ -460,9 +478,9 @@ def verify(data: Any, config: Config, *, wall_ns: int | None = None, progress: C
                 result = error
             # The batches of a unit are applied all or none: here they are one batch.
             its_rows = [row for batch in batches for row in plain_rows(batch, config)]
-            single = pa.types.is_float32(table.schema.field(config.amount).type)
+            kind = table.schema.field(config.amount).type
             try:
-                wanted = judge.ingest(its_rows, wall_ns=wall_ns, single=single)
+                wanted = judge.ingest(its_rows, wall_ns=wall_ns, single=pa.types.is_float32(kind), half=pa.types.is_float16(kind))
             except CapacityError as error:
                 wanted = error
             if isinstance(result, CapacityError) and isinstance(wanted, CapacityError):
@@ -560,6 +578,8 @@ def plain_rows(batch: Any, config: Config) -> list[tuple[User | None, Amount | N
     users, amounts = (_storage(batch.column(name)).to_pylist() for name in (config.user_id, config.amount))
     if _is_text(batch.column(config.amount).type):
         amounts = [None if text is None else _amount_of_text(text.strip(_SPACE)) for text in amounts]
+    elif pa.types.is_float16(batch.column(config.amount).type):  # NumPy's floats in some versions of pyarrow
+        amounts = [None if amount is None else float(amount) for amount in amounts]
     return list(zip(users, amounts, _times_ns(_storage(batch.column(config.timestamp)), config), strict=True))
 
 

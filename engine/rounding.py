@@ -113,7 +113,7 @@ def decimal_units(array: Any, decimals: int) -> Converted:
 def _digit_units(values: Ints, drop: int) -> Converted:
     """int64 without its last `drop` digits, rounded half-even; negative: with so many zeros more."""
     if drop <= 0:
-        return whole_units(values, 10**-drop, AMOUNT_UNITS_MAX)
+        return whole_units(values, 10 ** min(-drop, 18), AMOUNT_UNITS_MAX)  # Arrow allows any scale; beyond this only 0 is in range
     if drop >= 19:  # int64 stays below 10**19: only with 19 digits can half a unit be reached
         half = 5 * 10**18
         units = (values > half).astype(np.int64) - (values < -half) if drop == 19 else np.zeros_like(values)
@@ -146,7 +146,7 @@ def _wide_digit_units(words: NDArray[np.uint64], drop: int) -> Converted:
             carry = limb >> np.uint64(32)
             limbs.append(limb & np.uint64(0xFFFFFFFF))
     sticky = np.zeros(n, np.bool_)
-    digits = drop - 1
+    digits = min(drop - 1, 78)  # no more are in 256 bits, whatever the scale
     while digits:
         sticky |= _divide(limbs, 10 ** min(digits, 9)) != 0
         digits -= min(digits, 9)

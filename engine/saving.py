@@ -138,7 +138,10 @@ def _loaded(
     config, state = config_with(manifest.state.config, overrides), manifest.state
     if config.users < manifest.users:
         raise ConfigError(f"users={config.users:,} is fewer than the {manifest.users:,} of the snapshot; give at least so many")
-    core = Core(config, now)
+    try:
+        core = Core(config, now)
+    except CapacityError as error:
+        raise SnapshotError(f"{store.where}/{name}: does not fit: {error}") from error
     try:
         whole = core.restore(state.kind, state.clock_ns, parts_of(store, name, manifest))
         users, transactions = core.shards.retained(core.clock_ns)

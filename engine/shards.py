@@ -23,6 +23,8 @@ from engine.config import RING_CAPACITY_MAX, TIME_NS_MIN, Config
 from engine.entries import Entries
 from engine.errors import CapacityError
 from engine.index import hash_of, is_bytes, random_keys, split_rows
+from engine.kernels import layout as at
+from engine.memory import state_bytes_max
 from engine.shard import Features, Shard
 
 #: Slots of a shard that `greatest` looks at together: their features stay in the second-level cache.
@@ -42,6 +44,14 @@ _SWEEP_LOOKED: Final = 256
 
 #: Room beside the slots in use for those that come into use before a copy of them begins.
 _ROOM_SLOTS: Final = 1 << 16
+
+#: What rows take beside the bytes of their ids: the first one of a user a slot line, the others so much of rings, on average over a batch.
+_ROW_SLOT_BYTES: Final = 65
+_ROW_RING_BYTES: Final = 64
+_ROW_BYTES: Final = _ROW_SLOT_BYTES + _ROW_RING_BYTES
+
+#: Memory is counted anew before so much more of it may be taken: some thousand rows, so that it costs nothing where rows come one by one.
+_UNCOUNTED_BYTES: Final = 1 << 20
 
 Answer = TypeVar("Answer")
 Rows = NDArray[np.int32]
@@ -70,6 +80,8 @@ class Shards:
         self.config: Final = config
         self._keys = random_keys()
         self._pool: ThreadPoolExecutor | None = None
+        self.bytes_max = state_bytes_max()
+        self._uncounted_bytes = 0  # what rows may still take before memory is counted
         self._sweep_debt = 0.0  # rounds over all slots that expiry is behind
         slots_max = _slots_of_one(config.users, config.shards)
         self._shards = [Shard(config, slots_max, self._keys) for _ in range(config.shards)]
@@ -107,7 +119,8 @@ class Shards:
             CapacityError: It does not fit; nothing of it was applied.
         """
         rows = sum(piece.admitted for piece in pieces)
-        self._check_memory(pieces, rows)
+        self._check_room(pieces, rows)
+        self._check_memory(pieces, rows, kind, clock_ns)
         if self.users + rows <= self.config.users:
             for piece in pieces:
                 clock_ns = self._apply_one(piece, kind, clock_ns)
@@ -121,6 +134,9 @@ class Shards:
 
         None, and nothing done, if it takes more than that: making room, or a sum so large that the row may be refused.
         """
+        self._uncounted_bytes -= _ROW_BYTES + 2 * len(data)
+        if self._uncounted_bytes < 0:
+            return None
         found, number = hash_of(value, data, is_bytes(kind), self._keys, len(self._shards))
         shard = self._shards[number]
         if self.users >= self.config.users or not shard.takes_one(len(data), abs(units)):
@@ -223,7 +239,56 @@ class Shards:
 
         return sum(self._each(list(zip_longest(piece.rows, slots, sweeps)), put, piece.admitted))
 
-    def _check_memory(self, pieces: list[Piece], rows: int) -> None:
+    def _check_memory(self, pieces: list[Piece], rows: int, kind: str, clock_ns: int | None) -> None:
+        """That the rows certainly fit into memory, expired users having left, or take none that was not taken before."""
+        columns = [piece.columns for piece in pieces if piece.admitted]
+        id_bytes = sum(int(each.ids.offsets[-1] - each.ids.offsets[0]) for each in columns if is_bytes(each.ids.kind))
+        self._uncounted_bytes -= rows * _ROW_BYTES + 2 * id_bytes
+        if rows == 0 or self._uncounted_bytes >= 0:
+            return
+        self._uncounted_bytes = 0
+        left = self._bytes_left(rows, id_bytes)
+        if left < 0 and clock_ns is not None:
+            self.expire(clock_ns, kind)
+            self._all(Shard.count_again)
+            left = self._bytes_left(rows, id_bytes)
+        if left < 0 and not self._leaves_room(pieces, rows, id_bytes):
+            raise CapacityError(
+                f"memory is full: of {self.bytes_max:,} bytes that the state may take, seven eighths of what this machine or control group "
+                f"has, {self.bytes_used:,} are taken, and {rows:,} rows more may need too many; nothing of them was applied; use a shorter "
+                "window or lateness, smaller batches, more partitions or more memory (riskring plan tells how much)"
+            )
+        self._uncounted_bytes = min(max(left, 0), _UNCOUNTED_BYTES)
+
+    def _leaves_room(self, pieces: list[Piece], rows: int, id_bytes: int) -> bool:
+        """Whether a small batch moves the clock so far that memory will do when it has been applied: else a full engine stayed full.
+
+        Meanwhile the state may grow into what is left of the machine's memory.
+        """
+        more = _ROW_BYTES * rows + 2 * id_bytes
+        if more > self.bytes_max // 16:
+            return False
+        after_ns = max(int(piece.clock_ns[-1]) for piece in pieces if piece.admitted)
+        users, transactions = self.retained(after_ns)
+        fixed = sum(shard.index.table.nbytes for shard in self._shards)
+        ids = sum(8 * int(shard.control[at.ARENA_NEXT]) for shard in self._shards) * users // max(self.users, 1)
+        return fixed + _ROW_SLOT_BYTES * users + 2 * 16 * transactions + ids + more <= self.bytes_max
+
+    def _bytes_left(self, rows: int, id_bytes: int) -> int:
+        """Memory that is left when so many rows more have been applied; less than 0 if it may be too little."""
+        parts = np.array([shard.bytes_by_part for shard in self._shards]).sum(axis=0).tolist()
+        rings, users, free_rings, free_slots, free_ids, largest = parts
+        new_users = min(rows, max(self.config.users - self.users, 0))
+        rings_more = max(_ROW_RING_BYTES * rows - free_rings, 0) + largest
+        users_more = max(_ROW_SLOT_BYTES * new_users - free_slots, 0) + max(2 * id_bytes - free_ids, 0)
+        if rings_more + users_more == 0:
+            return 0
+        # Neither may take all: what a flood of users has taken serves no rings when these users are gone, and the other way round.
+        alone = self.bytes_max - self.bytes_max // 16
+        left: int = min(self.bytes_max - rings - rings_more - users - users_more, alone - rings - rings_more, alone - users - users_more)
+        return left
+
+    def _check_room(self, pieces: list[Piece], rows: int) -> None:
         of_one = rows
         if rows > RING_CAPACITY_MAX // 2:  # then it matters how many rows one user has at most
             hashes = pa.chunked_array([pa.array(piece.hashes[piece.columns.reasons == 0]) for piece in pieces])

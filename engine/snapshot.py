@@ -541,9 +541,11 @@ def _columns(data: bytes, part: Part, state: State) -> Columns:
     assert state.clock_ns is not None
     id_type = _ID_TYPES[state.kind]
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-        if file.metadata.num_rows != part.rows:
-            raise ValueError(f"it has {file.metadata.num_rows} rows instead of {part.rows}")
-        table = file.read(use_threads=False)
+        said = file.metadata.num_rows
+        table = file.read(use_threads=False) if said == part.rows else None
+    if table is None or len(table) != part.rows:  # it may also say what it does not hold
+        raise ValueError(f"it has {said if table is None else len(table)} rows instead of {part.rows}")
+    table.validate(full=True)
     schema = pa.schema({"user_id": id_type, "timestamp": _INSTANT, "amount_units": pa.int64()})
     stored = schema.set(0, pa.field("user_id", _STORED_ID_TYPES[state.kind]))
     if table.schema.remove_metadata() not in (schema, stored) or any(column.null_count for column in table.columns):

@@ -28,7 +28,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from engine.arrays import matches
+from engine.arrays import check_whole, matches
 from engine.columns import TEXT_MARK, check_schema, is_text
 from engine.config import Config
 from engine.errors import SchemaError
@@ -150,12 +150,23 @@ def _table_of(data: Mapping[Any, Any]) -> Any:
 def _memory_unit(data: Any, config: Config) -> list[Any]:
     check_schema(data.schema, config, "")
     batches = data.to_batches() if isinstance(data, pa.Table) else [data]
+    for batch in batches:
+        check_whole(batch, "the data")
     return [piece for batch in batches for piece in _pieces(batch)] or [_empty(data.schema)]
 
 
 def _stream_units(reader: Any, config: Config) -> Iterator[list[Any]]:
     check_schema(reader.schema, config, "")
-    for batch in reader:
+    rows = 0
+    while True:
+        try:
+            batch = reader.read_next_batch()
+        except StopIteration:
+            return
+        except (pa.ArrowException, OSError) as error:
+            raise SchemaError(_damage("the stream", rows, error)) from error
+        check_whole(batch, f"the batch after row {rows:,}")
+        rows += batch.num_rows
         yield _pieces(batch)
 
 
@@ -225,6 +236,7 @@ def _file_units(file: str, config: Config) -> Iterator[list[Any]]:
         check_schema(schema, config, f"{name}: ")
         empty = True
         for batch in batches:
+            batch.validate(full=True)  # what follows, here and at the user's, reads offsets, indices and UTF-8 unchecked
             if not timed:
                 timed = _check_text_times(batch, config, name)
             rows += batch.num_rows
@@ -329,9 +341,7 @@ def _open_arrow(file: str) -> tuple[Any, Iterator[Any]]:
     def batches() -> Iterator[Any]:
         with source:
             for index in range(reader.num_record_batches):
-                batch = reader.get_batch(index)
-                batch.validate(full=True)  # what follows, here and at the user's, reads offsets and indices unchecked
-                yield batch
+                yield reader.get_batch(index)
 
     return reader.schema, batches()
 
@@ -341,9 +351,7 @@ def _arrow_stream(source: Any) -> tuple[Any, Iterator[Any]]:
 
     def batches() -> Iterator[Any]:
         with source:
-            for batch in reader:
-                batch.validate(full=True)
-                yield batch
+            yield from reader
 
     return reader.schema, batches()
 
@@ -472,6 +480,8 @@ def _open_ndjson(source: io.BufferedReader, config: Config, name: str) -> tuple[
 
 
 def _parse_ndjson(block: bytes, schema: Any, rows: int) -> Any:
+    # To Arrow null is an object without members, but in front of all objects the process dies of it.
+    block = re.sub(rb"^(?:\xef\xbb\xbf)?[ \t\r\n]*null", b"{}", block)
     options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="infer" if schema is None else "ignore")
     try:
         return pa_json.read_json(

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from engine.arrays import check_whole
 from engine.columns import Ids, ids_of
 from engine.errors import SchemaError
 
@@ -23,7 +24,7 @@ def ids_of_one(user_id: Any, column: str) -> Ids:
         array([7])
     """
     if isinstance(user_id, str | bytes):
-        data = np.frombuffer(user_id.encode() if isinstance(user_id, str) else user_id, np.uint8)
+        data = bytes_of_one(user_id, column)
         kind = "string" if isinstance(user_id, str) else "binary"
         return Ids(kind, np.empty(0, np.int64), np.array([0, len(data)]), data, None)
     if isinstance(user_id, int | np.integer) and not isinstance(user_id, bool) and -(2**63) <= user_id < 2**63:
@@ -32,6 +33,18 @@ def ids_of_one(user_id: Any, column: str) -> Ids:
         return ids_of(_plain_array([user_id]), column)
     except (pa.ArrowException, OverflowError) as error:
         raise SchemaError(f"{column}={user_id!r} is not a user id; give an integer, a string or bytes") from error
+
+
+def bytes_of_one(user_id: str | bytes, column: str) -> NDArray[np.uint8]:
+    """The bytes of a text id in UTF-8, or of an id of bytes.
+
+    Raises:
+        SchemaError: It is half of a surrogate pair, which is no character.
+    """
+    try:
+        return np.frombuffer(user_id.encode() if isinstance(user_id, str) else user_id, np.uint8)
+    except UnicodeEncodeError as error:
+        raise SchemaError(f"{column}={user_id!r} is no text that UTF-8 can hold ({error.reason}); give another id, or bytes") from None
 
 
 def id_array(user_ids: Any) -> tuple[Any, bool]:
@@ -44,18 +57,25 @@ def id_array(user_ids: Any) -> tuple[Any, bool]:
         >>> id_array([7, 8])[1]
         False
     """
-    if isinstance(user_ids, pa.Array | pa.ChunkedArray):
-        return user_ids, True
     try:
-        if hasattr(user_ids, "__arrow_c_stream__"):
-            return pa.chunked_array(user_ids), True
-        if hasattr(user_ids, "__arrow_c_array__"):
-            return pa.array(user_ids), True
+        array = _arrow_array(user_ids)
+        if array is not None:
+            check_whole(array, "user_ids")
+            return array, True
         if isinstance(user_ids, str | bytes) or not hasattr(user_ids, "__iter__"):
             raise SchemaError(f"user_ids={user_ids!r} is not a list of ids; use score() for one user")
         return _plain_array(user_ids), False
-    except (pa.ArrowException, TypeError, OverflowError) as error:
+    except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
         raise SchemaError(f"user_ids cannot be an Arrow array: {error}; give integers, strings or bytes of one kind") from error
+
+
+def _arrow_array(user_ids: Any) -> Any:
+    """What is Arrow data or exports it; None for anything else."""
+    if isinstance(user_ids, pa.Array | pa.ChunkedArray):
+        return user_ids
+    if hasattr(user_ids, "__arrow_c_stream__"):
+        return pa.chunked_array(user_ids)
+    return pa.array(user_ids) if hasattr(user_ids, "__arrow_c_array__") else None
 
 
 def _plain_array(user_ids: Any) -> Any:

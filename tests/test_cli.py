@@ -599,7 +599,8 @@ def test_plan_is_readable(riskring) -> None:
 
 def test_plan_of_busy_users_and_of_none() -> None:
     busy = forecast(10, 1e6, 120 * 10**9)
-    assert 1.0 < busy["rings"] / (16 * busy["transactions"]) < 1.1 * 1.25  # a ring is at most a quarter too large
+    # A ring is at most a quarter too large, and one of the ten may have left its smaller blocks behind.
+    assert 1.0 < busy["rings"] / (16 * busy["transactions"]) < 1.25 * (1.1 + 2.25 / 10)
     none = forecast(10, 0.0, 120 * 10**9)
     assert none["total"] == none["index"] < 100
 
