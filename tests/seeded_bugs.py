@@ -876,6 +876,22 @@ back-in-time  watch.py  going back in time is taken for going on
 @ tests/test_changes.py::test_changes_are_those_of_the_reference[11-int64]
 -  or at_ns < self._at_ns
 
+touch-forgotten  kernels/changes.py  a user who stays longer with the same score is no update
+@ tests/test_changes.py::test_updates_list_who_stays_longer_although_the_score_is_the_same
+- (touched and counted > 0)
++ False
+
+anew-forgotten  shards.py  a cache that lost everything is told only what is new
+@ tests/test_changes.py::test_a_cache_that_takes_the_updates_is_right[1]
+- for shard in self._shards:
+-             shard.watch = None
++ pass
+
+arrival-first  kernels/rows.py  all rows are judged by when the first of them arrived
+@ tests/test_edges.py::TestArrival::test_rows_are_judged_as_if_each_had_come_alone_at_its_time
+- latest_ns[row * each]
++ latest_ns[0]
+
 leap  watch.py  after a leap of time marks mean another time
 @ tests/test_changes.py::test_changes_are_those_of_the_reference[0-int64]
 - <= _EPOCHS_MAX
@@ -929,7 +945,7 @@ wall-clock  engine.py  a wall clock that lags hides the newest rows
 + self._core.now()
 
 top-ties  engine.py  equals in `top` come in any order
-@ tests/test_engine.py::TestScoresOut::test_top
+@ tests/test_engine.py::TestScoresOut::test_equals_in_top_are_ordered_by_user
 - , ("user_id", "ascending")]
 + ]
 
