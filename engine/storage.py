@@ -182,8 +182,8 @@ class LocalStore:
         self.put(name, MANIFEST, manifest)
         self._sync_folder(self._part(name))
         self._system.rename(self._part(name), f"{self.where}/{name}")
-        self._release()
         self._sync_folder(self.where)
+        self._release()
 
     def abandon(self, name: str) -> None:
         try:
