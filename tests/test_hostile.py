@@ -146,11 +146,11 @@ class TestDamagedColumns:
 
     def test_other_columns_whose_types_have_names_that_are_no_text(self) -> None:
         """They are handed on with what is rejected, though nothing can be made of them."""
-        table = pa.table(rows(pa.array([1, 1, 2])) | {"zone": pa.array([1, 2, 3], pa.timestamp("s", "Zone"))})
+        table = pa.table(rows(pa.array([1, 1, 2])) | {"more": pa.array([{"member": 1}] * 3)})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
-        damaged = sink.getvalue().to_pybytes().replace(b"Zone", b"Zon\xa8")
+        damaged = sink.getvalue().to_pybytes().replace(b"member", b"memb\xa8r")
         result = make().ingest(pa.ipc.open_stream(damaged))
         assert (result.accepted, result.rejects().num_rows, result.rejects().num_columns) == (3, 0, 5)
 
