@@ -176,6 +176,8 @@ class TestDamagedColumns:
             assert (result.accepted, result.rounded) == (3, 2)
         else:
             assert (result.accepted, result.rejected) == (1, {"amount_out_of_range": 2})
+        found = verify(rows(pa.array([1, 2, 3]), times=0) | {"amount": amounts}, Config.of(time_unit="s", users=10))
+        assert found.equal, found.difference
 
     def test_half_of_a_surrogate_pair_is_no_id(self) -> None:
         engine, half = make(), "\ud800"
