@@ -500,23 +500,26 @@ class RiskEngine:
             return self._saver.start(uri, position, rooms)
 
     @classmethod
-    def load(cls, uri: Any, *, now: Callable[[], int] | None = None, **overrides: Any) -> Self:
+    def load(
+        cls, uri: Any, *, now: Callable[[], int] | None = None, accept: Callable[[Any], str | None] | None = None, **overrides: Any
+    ) -> Self:
         """An engine with the state of a snapshot. What it was loaded from is in its attribute `restored`, the position among it.
 
         Args:
             uri: As in `save`: the newest snapshot that is whole is taken, and those passed over are named in `restored`; or the folder of
                 one snapshot.
             now: As in `RiskEngine`.
+            accept: Is told the position of a snapshot, and says why that cannot be used, so that an older one is tried; None if it can.
             overrides: Other options of `RiskEngine` than those that were saved: more `users`, another number of `shards` (it is not saved:
                 the default is one per core), guards, column names. What the state depends on cannot be changed.
 
         Raises:
-            SnapshotError: There is none that is whole.
+            SnapshotError: There is none that is whole and accepted.
             ConfigError: An option contradicts the state.
 
         Cost: some 200 ns a transaction; memory for a file of a million transactions beside the engine.
         """
-        core, info = loaded(uri, time.time_ns if now is None else now, overrides)
+        core, info = loaded(uri, time.time_ns if now is None else now, overrides, accept)
         engine = cls.__new__(cls)
         engine._begin(core)
         engine.restored = info
@@ -541,6 +544,16 @@ class RiskEngine:
                 return 0
             at_ns = self._core.clock_ns if at is None else min(self._core.clock_ns, self._instant_ns(at))
             return self._core.shards.expire(at_ns, self._core.kind)
+
+    @property
+    def clock_ns(self) -> int | None:
+        """Greatest event time accepted (S6), nanoseconds since the epoch; None before the first row."""
+        return self._core.clock_ns
+
+    @property
+    def id_kind(self) -> str | None:
+        """Kind of the user ids: "int64", "uint64", "string" or "binary"; None before the first row."""
+        return self._core.kind
 
     def stats(self) -> Stats:
         """What the engine holds and has seen. Cost: a pass over all slots."""

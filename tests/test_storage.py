@@ -41,6 +41,25 @@ class TestFolders:
             assert tell(load(disk_store(disk))) == number
             assert tell(load(disk_store(disk, f"/disk/{kept[0]}/.."[: len("/disk")]))) == number
 
+    def test_a_position_that_is_not_accepted_is_passed_over(self) -> None:
+        engine, disk = make(), Disk()
+        for number in (1, 2, 3):
+            engine.ingest(batch("int64", [(number, 1, number)]))
+            engine.save(disk_store(disk), position={"offset": number})
+        asked = []
+
+        def accept(position: Any) -> str | None:
+            asked.append(position["offset"])
+            return None if position["offset"] == 2 else f"offset {position['offset']} is not in the log"
+
+        loaded = load(disk_store(disk), accept=accept)
+        assert (asked, tell(loaded), len(loaded), loaded.clock_ns, loaded.id_kind) == ([3, 2], {"offset": 2}, 2, 2, "int64")
+        assert loaded.restored is not None
+        ((name, why),) = loaded.restored.passed_over
+        assert (name, why) == ("snapshot-00000000000000000003", "/disk/snapshot-00000000000000000003: offset 3 is not in the log")
+        with pytest.raises(SnapshotError, match="3: no; .*2: no; .*1: no"):
+            load(disk_store(disk), accept=lambda _: "no")
+
     def test_the_newest_whole_one_is_loaded_and_those_passed_over_are_named(self) -> None:
         engine, disk = make(), Disk()
         for number in (1, 2, 3):
