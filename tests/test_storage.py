@@ -57,7 +57,7 @@ class TestFolders:
         assert loaded.restored is not None
         ((name, why),) = loaded.restored.passed_over
         assert (name, why) == ("snapshot-00000000000000000003", "/disk/snapshot-00000000000000000003: offset 3 is not in the log")
-        with pytest.raises(SnapshotError, match="3: no; .*2: no; .*1: no"):
+        with pytest.raises(SnapshotError, match=r"3: no; .*2: no; .*1: no"):
             load(disk_store(disk), accept=lambda _: "no")
 
     def test_the_newest_whole_one_is_loaded_and_those_passed_over_are_named(self) -> None:
