@@ -8,7 +8,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import CapacityError, ConfigError, ConnectorError, EngineError, SchemaError, SnapshotError, TimeTooOldError
+from engine.errors import CapacityError, ConfigError, ConnectorError, EngineError, SchemaError, SnapshotError, StaleError, TimeTooOldError
 
 if TYPE_CHECKING:
     from engine.engine import RiskEngine
@@ -28,6 +28,7 @@ __all__ = [
     "SchemaError",
     "SnapshotError",
     "SnapshotInfo",
+    "StaleError",
     "Stats",
     "TimeTooOldError",
     "__version__",

@@ -30,3 +30,7 @@ class SnapshotError(EngineError, OSError):
 
 class ConnectorError(EngineError):
     """A system outside, such as Kafka or Redis, cannot be reached, refuses, or is not set up as it must be."""
+
+
+class StaleError(ConnectorError):
+    """Scores that are kept elsewhere are too old, or not complete yet: they are not known, which is not 0."""

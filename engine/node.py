@@ -15,13 +15,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from engine.config import Config
 from engine.errors import ConnectorError
-from engine.partition import FULL, Log, Output, Partition, Topic, recover
+from engine.partition import FULL, Ends, Log, Output, Partition, Topic, check_state, recover
 from engine.publisher import Publisher
 from engine.ticks import Sink
 
@@ -43,8 +45,7 @@ class Source(Protocol):
         self, assigned: Callable[[list[int]], dict[int, int]], revoked: Callable[[list[int]], None], lost: Callable[[list[int]], None]
     ) -> None: ...
     def fetch(self, seconds: float) -> Any: ...
-    def ends(self, partition: int) -> tuple[int, int]: ...
-    def offset_at(self, partition: int, time_ns: int) -> int: ...
+    def ends(self, partition: int, since_ns: int) -> Ends: ...
     def seek(self, partition: int, offset: int) -> None: ...
     def pause(self, partition: int) -> None: ...
     def commit(self, offsets: Mapping[int, int], wait: bool = False) -> None: ...
@@ -136,16 +137,33 @@ class Node:
         self._meters: Meters = Unmetered() if meters is None else meters
         self._topic = Topic(plan.topic, source.topic_id, source.partitions, plan.group, plan.owner)
         self._publishers = [Publisher(sink, plan.tick_seconds, now, log, self._meters.published) for sink in sinks]
+        self._retention_ns = Config.of(**plan.engine).retention_ns
         self._threads = ThreadPoolExecutor(plan.threads, thread_name_prefix="riskring-partition")
         self._applying: list[Future[None]] = []
         self._save_due: dict[int, float] = {}
         self._told: dict[tuple[int, str], int] = {}
         self._tell_due = 0.0
         self._stopping = threading.Event()
+        self._gone_accepted, self._gone_dead = 0, Counter[str]()
 
     def stop(self) -> None:
         """Let `run` end: with what was read applied, published and saved. May be called by a signal handler."""
         self._stopping.set()
+
+    @property
+    def accepted(self) -> int:
+        """Rows applied since the start, those of partitions that are gone included."""
+        return self._gone_accepted + sum(partition.accepted for partition in list(self.partitions.values()))
+
+    @property
+    def dead(self) -> Counter[str]:
+        """Rows and messages not applied since the start, by reason."""
+        return sum((partition.dead for partition in list(self.partitions.values())), self._gone_dead)
+
+    @property
+    def pending(self) -> int:
+        """Users whose scores could not be published so far."""
+        return sum(publisher.pending for publisher in self._publishers)
 
     def run(self) -> None:
         """Read until `stop` is called.
@@ -154,6 +172,8 @@ class Node:
             ConnectorError: Kafka refuses, or the topic has changed.
             ConfigError: The states are those of another topic or group.
         """
+        if self.plan.state is not None:
+            check_state(self.plan.state, self._topic)
         for publisher in self._publishers:
             publisher.start()
         self._source.subscribe(self._assigned, self._revoked, self._lost)
@@ -202,6 +222,7 @@ class Node:
             position = partition.end_save()
             if position is not None:
                 done[number] = position
+                self._meters.saved(partition.save_seconds)
             if partition.state == FULL:
                 self._source.pause(number)
             if partition.folder is not None and now >= self._save_due[number] and partition.saving is None:
@@ -240,16 +261,20 @@ class Node:
                 f"{self._topic.partitions} and {self._topic.id}. Users may be in other partitions now: follow the procedure for adding "
                 "partitions, then start again"
             )
-        for partition in self._threads.map(self._recover, numbers):
+        ends = [self._ends(number) for number in numbers]  # in this thread: the client lets no other ask now
+        for partition in self._threads.map(self._recover, numbers, ends):
             self._take(partition)
         return {number: self.partitions[number].position for number in numbers}
 
-    def _recover(self, number: int) -> Partition:
+    def _ends(self, number: int) -> Ends:
+        return self._source.ends(number, self._now() - 2 * self._retention_ns)
+
+    def _recover(self, number: int, ends: Ends) -> Partition:
         plan = self.plan
         return recover(
             number,
             self._topic,
-            self._source,
+            ends,
             plan.state,
             plan.engine,
             self._now,
@@ -273,7 +298,7 @@ class Node:
             return
         self._log("error", "position is not in the log", partition=number, position=self.partitions[number].position)
         self._drop([number])
-        self._take(self._recover(number))
+        self._take(self._recover(number, self._ends(number)))
         self._source.seek(number, self.partitions[number].position)
 
     def _revoked(self, numbers: list[int]) -> None:
@@ -308,6 +333,8 @@ class Node:
                 self._publishers[number % len(self._publishers)].drop(number)
             partition = self.partitions.pop(number, None)
             if partition is not None:
+                self._gone_accepted += partition.accepted
+                self._gone_dead += partition.dead
                 partition.close()
                 for key in [key for key in self._told if key[0] == number]:
                     del self._told[key]

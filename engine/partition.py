@@ -16,12 +16,14 @@ was refused as `sum_overflow` because of transactions that the rebuild lacks is 
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +36,7 @@ from engine.engine import RiskEngine
 from engine.errors import CapacityError, ConfigError, SnapshotError
 from engine.messages import decode, encode_json
 from engine.partitions import partition_of
-from engine.snapshot import SnapshotInfo
+from engine.snapshot import SnapshotInfo, read_manifest, snapshots
 from engine.ticks import Tick
 
 READY: Final = "ready"
@@ -61,14 +63,20 @@ class Topic:
     owner: str
 
 
-class Ends(Protocol):
-    """What recovery asks the log."""
+class Ends(NamedTuple):
+    """How far the log of a partition goes.
 
-    def ends(self, partition: int) -> tuple[int, int]:
-        """First offset, and the one that the next message will have."""
+    Attributes:
+        low: First offset.
+        high: The one that the next message will have.
+        since: First offset whose Kafka time is at or after `since_ns`; `high` if there is none.
+        since_ns: See there.
+    """
 
-    def offset_at(self, partition: int, time_ns: int) -> int:
-        """First offset whose Kafka time is at or after an instant; the end of the log if there is none."""
+    low: int
+    high: int
+    since: int
+    since_ns: int
 
 
 class Output(Protocol):
@@ -107,9 +115,9 @@ class Partition:
         output: Where dead letters and scores of rows go; None: nowhere.
         check_partition: Whether rows of users that belong to other partitions are refused.
         starts_at_first: Whether it will begin with the first record that the log still has.
-        rows: Rows seen, and `dead`: dead letters by reason, since it was assigned.
+        accepted: Rows applied, and `dead`: dead letters by reason, since it was assigned.
         saving: The snapshot that is being written, and its position.
-        saved: The last one that was written; `failed_saves` could not be.
+        saved: The last one that was written, at `saved_at` of the monotonic clock; `failed_saves` could not be.
     """
 
     number: int
@@ -124,14 +132,17 @@ class Partition:
     check_partition: bool = True
     state: str = CATCHING_UP
     starts_at_first: bool = False
-    rows: int = 0
+    accepted: int = 0
     dead: Counter[str] = field(default_factory=Counter)
     saving: tuple[Future[SnapshotInfo], int] | None = None
     saved: SnapshotInfo | None = None
+    saved_at: float | None = None
     failed_saves: int = 0
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
+        self._save_began = 0.0
+        self.save_seconds = 0.0
         self.reach(self.position)
 
     # ---- records in ----------------------------------------------------------------------------------------------------------
@@ -180,7 +191,7 @@ class Partition:
                 table, arrival_ns = table.filter(pa.array(~foreign)), arrival_ns[~foreign]
         wanted = self.output is not None and self.output.wants_scores
         result = self.engine.ingest(table, scores=wanted, arrival=arrival_ns)
-        self.rows += result.rows
+        self.accepted += result.accepted
         if result.rejected:
             rejects = result.rejects()
             for reason in result.rejected:
@@ -215,6 +226,7 @@ class Partition:
                 position=self.position,
                 clock_ns=clock_ns,
                 at_ns=at_ns,
+                wall_ns=wall_ns,
                 exact_from_ns=self.exact_from_ns,
                 state=self.state,
                 users=users,
@@ -229,6 +241,7 @@ class Partition:
             return
         with self._lock:
             self.saving = self.engine.start_save(self.folder, position=self._place()), self.position
+            self._save_began = time.monotonic()
 
     def end_save(self, wait: bool = False) -> int | None:
         """The position that a snapshot has made durable; None while it is being written, and if it could not be."""
@@ -241,6 +254,8 @@ class Partition:
             self.failed_saves += 1
             self.log("error", "no snapshot", partition=self.number, error=str(error))
             return None
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - self._save_began
         self.log("info", "snapshot", partition=self.number, position=position, name=self.saved.name, bytes=self.saved.bytes)
         return position
 
@@ -298,7 +313,7 @@ def exact_from(arrival_ns: int, config: Config) -> int:
 def recover(
     number: int,
     topic: Topic,
-    log_of: Ends,
+    ends: Ends,
     state: str | None,
     options: Mapping[str, Any],
     now: Callable[[], int],
@@ -312,7 +327,7 @@ def recover(
     Args:
         number: The partition.
         topic: Of what.
-        log_of: The log.
+        ends: Of its log now; `since_ns` is as far back as a rebuild goes.
         state: Folder or URI of the states of all partitions; None: there are none.
         options: Of the engine.
         now: The wall clock.
@@ -322,7 +337,7 @@ def recover(
     Raises:
         ConfigError: The states are those of another topic or group, or of other options.
     """
-    low, high = log_of.ends(number)
+    low, high = ends.low, ends.high
     folder = None if state is None else f"{state.rstrip('/')}/{number}"
     shared: dict[str, Any] = {"folder": folder, "output": output, "log": log, "check_partition": check_partition, "target": high}
 
@@ -342,15 +357,24 @@ def recover(
         else:
             return _restored(engine, number, topic, options, shared, log)
     engine = RiskEngine(**options, now=now)
-    try:
-        since_ns = now() - 2 * engine.config.retention_ns
-        first = low if from_start else max(low, log_of.offset_at(number, since_ns))
-        exact_from_ns = None if first == 0 else exact_from(now() if first == low else since_ns, engine.config)
-    except BaseException:
-        engine.close()
-        raise
+    first = low if from_start else max(low, ends.since)
+    exact_from_ns = None if first == 0 else exact_from(now() if first == low else ends.since_ns, engine.config)
     log("info", "rebuild from the log", partition=number, position=first, end=high, exact_from=exact_from_ns)
     return Partition(number, topic, engine, first, exact_from_ns, starts_at_first=0 < first == low, **shared)
+
+
+def check_state(state: str, topic: Topic) -> None:
+    """Look at the newest snapshot of each partition, before the group is joined.
+
+    Raises:
+        ConfigError: It belongs to another topic or group, or is none of a node.
+        SnapshotError: The folder cannot be read.
+    """
+    for number in range(topic.partitions):
+        store, names = snapshots(f"{state.rstrip('/')}/{number}")
+        for name in names[:1]:
+            with contextlib.suppress(SnapshotError):  # an older one will do, or the log
+                _unfit(read_manifest(store, name).state.position, number, topic, 0, 0, state)
 
 
 def _overrides(options: Mapping[str, Any]) -> dict[str, Any]:

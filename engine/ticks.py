@@ -17,6 +17,7 @@ class Tick:
         position: The first offset that is not applied.
         clock_ns: The engine's clock; None before the first row.
         at_ns: The instant that the scores are of.
+        wall_ns: The clock on the wall, which `at_ns` is, or is ahead of.
         exact_from_ns: Before it scores may lack transactions; None: they are exact.
         state: "ready", "catching_up" or "full".
         users: Arrow table as of `RiskEngine.updates`; None: the engine has none.
@@ -31,6 +32,7 @@ class Tick:
     position: int
     clock_ns: int | None
     at_ns: int
+    wall_ns: int
     exact_from_ns: int | None
     state: str
     users: Any

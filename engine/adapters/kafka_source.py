@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from confluent_kafka import (
-    OFFSET_END,
     TIMESTAMP_NOT_AVAILABLE,
     Consumer,
     KafkaError,
@@ -27,6 +26,7 @@ from confluent_kafka.admin import AdminClient
 from numpy.typing import NDArray
 
 from engine.errors import ConfigError, ConnectorError
+from engine.partition import Ends
 
 #: Messages of one `fetch` at most; it mostly ends by its time.
 _MESSAGES_MAX: Final = 100_000
@@ -46,6 +46,10 @@ _FIXED: Final = (
     "group.id",
     "group.protocol",
 )
+
+
+#: Options with these beginnings are of consumers or producers, and an admin client would complain of them.
+_NOT_ADMIN: Final = ("queued.", "fetch.", "session.", "max.poll", "linger", "batch.", "compression", "queue.", "message.", "transactional")
 
 
 class Fetched(NamedTuple):
@@ -115,7 +119,7 @@ class KafkaSource:
             "enable.partition.eof": True,
             **shared,
         }
-        with _told(f"Kafka at {brokers}"):
+        with told(f"Kafka at {brokers}"):
             self._consumer = Consumer(settings)
         self._shared = shared
 
@@ -123,11 +127,8 @@ class KafkaSource:
         self._warn("kafka", error=error.str())
 
     def _describe(self, settings: dict[str, Any]) -> tuple[str, int]:
-        admin_settings = {
-            name: value for name, value in settings.items() if not name.startswith(("queued.", "fetch.", "session.", "max.poll"))
-        }
-        with _told(f"Kafka at {self.brokers}"):
-            admin = AdminClient(admin_settings)
+        with told(f"Kafka at {self.brokers}"):
+            admin = AdminClient(admin_options(settings))
             futures = admin.describe_topics(TopicCollection([self.topic]), request_timeout=_ANSWER_SECONDS)
             try:
                 described = futures[self.topic].result()
@@ -166,7 +167,7 @@ class KafkaSource:
                 lost([part.partition for part in parts])
             consumer.incremental_unassign(parts)
 
-        with _told(f"topic {self.topic}"):
+        with told(f"topic {self.topic}"):
             self._consumer.subscribe([self.topic], on_assign=on_assign, on_revoke=on_revoke, on_lost=on_lost)
 
     def fetch(self, seconds: float) -> Fetch:
@@ -175,7 +176,7 @@ class KafkaSource:
         Raises:
             ConnectorError: The topic is gone, or this process may not read it.
         """
-        with _told(f"topic {self.topic}"):
+        with told(f"topic {self.topic}"):
             messages = self._consumer.consume(_MESSAGES_MAX, seconds)
         ended: dict[int, int] = {}
         out_of_range: list[int] = []
@@ -201,30 +202,28 @@ class KafkaSource:
         else:
             self._warn("kafka", error=error.str())
 
-    def ends(self, partition: int) -> tuple[int, int]:
-        """First offset of the log, and the one that the next message will have."""
-        with _told(f"partition {partition} of {self.topic}"):
+    def ends(self, partition: int, since_ns: int) -> Ends:
+        """How far the log of a partition goes now, and where in it an instant of Kafka's time is.
+
+        To be called by the thread that fetches, also from within its callbacks.
+        """
+        since = TopicPartition(self.topic, partition, max(since_ns // 1_000_000, 0))
+        with told(f"partition {partition} of {self.topic}"):
             low, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic, partition), timeout=_ANSWER_SECONDS)
-        return low, high
+            (found,) = self._consumer.offsets_for_times([since], timeout=_ANSWER_SECONDS)
+            if found.error is not None:
+                raise KafkaException(found.error)
+        return Ends(low, high, high if found.offset < 0 else found.offset, since_ns)
 
     def lag(self, partition: int, position: int) -> int | None:
         """Messages behind the end of the log as far as it is known; None before the first message."""
         _, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic, partition), cached=True)
         return None if high < 0 else max(high - position, 0)
 
-    def offset_at(self, partition: int, time_ns: int) -> int:
-        """First offset whose message has a Kafka time at or after an instant; the end of the log if none has."""
-        wanted = TopicPartition(self.topic, partition, max(time_ns // 1_000_000, 0))
-        with _told(f"partition {partition} of {self.topic}"):
-            (found,) = self._consumer.offsets_for_times([wanted], timeout=_ANSWER_SECONDS)
-            if found.error is not None:
-                raise KafkaException(found.error)
-        return self.ends(partition)[1] if found.offset in (OFFSET_END, -1) else int(found.offset)
-
     def seek(self, partition: int, offset: int) -> None:
         """Go on at another offset of a partition."""
         where = TopicPartition(self.topic, partition, offset)
-        with _told(f"partition {partition} of {self.topic}"):
+        with told(f"partition {partition} of {self.topic}"):
             self._consumer.incremental_unassign([where])
             self._consumer.incremental_assign([where])
 
@@ -269,8 +268,13 @@ def _by_partition(messages: list[Any]) -> Iterator[tuple[int, Fetched]]:
         yield part, Fetched([values[place] for place in mine.tolist()], offsets[mine], arrival_ns[mine])
 
 
+def admin_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a client's options that are not of consuming or producing alone."""
+    return {name: value for name, value in options.items() if not name.startswith(_NOT_ADMIN)}
+
+
 @contextmanager
-def _told(where: str) -> Iterator[None]:
+def told(where: str) -> Iterator[None]:
     """Errors of the client as errors that say where."""
     try:
         yield
