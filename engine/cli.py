@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import gc
 import json
 import os
@@ -247,7 +248,7 @@ def _add_generate(commands: Any) -> None:
     parser.flag("--ties", type=float, default=0.0, metavar="SHARE", help="share of rows with the time of the row before")
     parser.flag("--bad", type=float, default=0.0, metavar="SHARE", help="share of rows that will be rejected")
     parser.flag("--ids", choices=("int", "uuid", "name"), default="int", help="kind of user ids")
-    parser.flag("--start", default="2025-01-01", metavar="TIME", help="where arrivals begin")
+    parser.flag("--start", default="2025-01-01", metavar="TIME", help="where arrivals begin; now: as if they came from now on")
     parser.flag("--seed", type=size, default=0, metavar="N", help="another seed gives other rows of the same users")
 
 
@@ -570,7 +571,10 @@ def _generate(args: argparse.Namespace) -> int:
 
     names = ("users", "rate", "skew", "bursts", "disorder", "ties", "bad", "ids", "start", "seed")
     began = time.perf_counter()
-    size_bytes = generate.write(args.out, args.rows, **{name: getattr(args, name) for name in names})
+    options = {name: getattr(args, name) for name in names}
+    if args.start == "now":
+        options["start"] = datetime.datetime.now(datetime.UTC)
+    size_bytes = generate.write(args.out, args.rows, **options)
     seconds = time.perf_counter() - began
     if args.json:
         show_json({"path": args.out, "rows": args.rows, "bytes": size_bytes, "seconds": round(seconds, 3)})

@@ -275,3 +275,19 @@ class Redis(Server):
         with suppress(Exception):
             self.resume()
         self.kill()
+
+
+def main() -> None:
+    """Run a broker with a topic, and a Redis, until Ctrl-C: to try things out. `python -m tests.adapters.servers TOPIC PARTITIONS`."""
+    topic, partitions = sys.argv[1], int(sys.argv[2])
+    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as cluster:
+        server = Redis(Path(folder))
+        cluster.make_topic(topic, partitions)
+        print(f"export RISKRING_BROKERS={cluster.bootstrap} RISKRING_TOPIC={topic} RISKRING_REDIS={server.url}", flush=True)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+        server.close()
+
+
+if __name__ == "__main__":
+    main()
