@@ -163,7 +163,7 @@ class RedisSink:
             users = users.filter(pc.greater(users["count"], 0))
         there = pc.greater(users["count"], 0)
         scores = pc.if_else(there, users["score"].cast(pa.string()), "")
-        zero_ns = users["zero_at"].cast(pa.int64()).to_numpy()
+        zero_ns = users["zero_at"].cast(pa.int64()).fill_null(0).to_numpy()  # null: there is none, and the key goes
         expiry_ms = -(-zero_ns // 1_000_000)  # not before: an absent key means 0.0
         values: list[Any] = [None] * (2 * len(users))
         values[0::2], values[1::2] = scores.to_pylist(), expiry_ms.tolist()
