@@ -10,11 +10,14 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from engine import ConfigError, ConnectorError, RiskEngine
+from engine.columns import ids_of
 from engine.config import Config
 from engine.partition import FULL, READY, Ends, Partition, Topic, check_state, recover
+from engine.partitions import partition_of
 from engine.publisher import Publisher
 from engine.ticks import Lost, Published, Refused, Tick
 
@@ -116,6 +119,16 @@ def test_rows_are_judged_by_the_time_of_their_record() -> None:
     partition = log.recovered(from_start=True, now_ms=10**9)
     log.feed(partition, 0, 3)
     assert (partition.dead, partition.accepted) == ({"future": 1}, 2)
+
+
+def test_users_of_other_partitions_are_refused() -> None:
+    users = [f"user {number}" for number in range(20)]
+    mine = [user for user in users if partition_of(ids_of(pa.array([user]), "user_id"), 2)[0] == 0]
+    log = Log([record(user, 1, 1000, 1000) for user in users])
+    partition = log.recovered(from_start=True, topic=Topic("topic", "id", 2, "group", "me"))
+    log.feed(partition, 0, 20)
+    assert 0 < len(mine) < 20
+    assert (partition.accepted, partition.dead, partition.position) == (len(mine), {"wrong_partition": 20 - len(mine)}, 20)
 
 
 def test_an_engine_that_is_full_stops_where_it_is() -> None:
