@@ -139,7 +139,7 @@ def test_publishing(benchmark: Any, redis_server: Redis) -> None:
     client = redis_server.client()
     some = [str(number) for number in range(0, USERS, max(USERS // 100, 1))]
     assert [float(value) for value in client.mget([f"risk:{user}" for user in some])] == engine.scores(some).tolist()
-    first = [part.decode() if isinstance(part, bytes) else str(part) for part in next(sink._chunks(tick()))]
+    first = [part.decode() if isinstance(part, bytes) else str(part) for part in next(sink._chunks(tick(), None))]
     keys = int(first[0]) - 1
     alone: list[float] = []
     rates: list[float] = []
