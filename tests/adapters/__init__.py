@@ -1,0 +1,1 @@
+"""Tests with real servers, which fixtures start and end."""

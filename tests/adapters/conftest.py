@@ -1,0 +1,131 @@
+"""Real servers for tests; each test that asks for one bears the mark `servers`.
+
+| fixture | what it gives |
+|-|-|
+| `kafka` | one broker, shared by the tests of a worker; whatever a test did to it, the next finds it running |
+| `kafka3` | three brokers, likewise |
+| `topic` | `topic(partitions=1, **config)` makes a topic of `kafka` with a name of its own and returns the name |
+| `own_kafka` | `own_kafka(count=1, config=None)` starts a cluster for one test |
+| `redis_server` | a Redis for one test, empty |
+| `own_redis` | `own_redis(config=None)` starts a further one |
+
+What is not installed skips these tests, and fails them where `CI=true`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.adapters import kafka_jars
+
+if TYPE_CHECKING:
+    from tests.adapters.brokers import Cluster
+    from tests.adapters.redis_servers import Redis
+
+SERVERS = {"own_kafka", "kafka", "kafka3", "own_redis", "redis_server"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        asked_for = SERVERS & set(getattr(item, "fixturenames", ()))
+        if asked_for:
+            item.add_marker(pytest.mark.servers)
+        if "kafka3" in asked_for and config.pluginmanager.hasplugin("xdist"):
+            item.add_marker(pytest.mark.xdist_group("kafka3"))  # with `--dist loadgroup` only one worker starts three brokers
+
+
+def need(packages: Mapping[str, str], modules: Mapping[str, str]) -> None:
+    """Skip, or fail in CI, unless commands (and the Debian packages they are in) and modules (and the extras they are in) are there."""
+    debian = [package for command, package in packages.items() if shutil.which(command) is None]
+    extras = sorted({extra for module, extra in modules.items() if importlib.util.find_spec(module) is None})
+    advice = [f"apt-get install {' '.join(debian)}"] * bool(debian) + [f"pip install 'riskring[{','.join(extras)}]'"] * bool(extras)
+    if advice:
+        text = f"needs real servers: {' && '.join(advice)}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(text, pytrace=False)
+        pytest.skip(text)
+
+
+@pytest.fixture(scope="session")
+def _cluster_class() -> type[Cluster]:
+    maven = {} if kafka_jars.folder().is_dir() else {"mvn": "maven"}
+    need({"java": "openjdk-17-jre-headless"} | maven, {"confluent_kafka": "kafka"})
+    from tests.adapters.brokers import Cluster  # noqa: PLC0415 - only here it is known that its client is installed
+
+    return Cluster
+
+
+@pytest.fixture(scope="session")
+def _redis_class() -> type[Redis]:
+    need({"redis-server": "redis-server"}, {"redis": "redis"})
+    from tests.adapters.redis_servers import Redis  # noqa: PLC0415
+
+    return Redis
+
+
+@pytest.fixture(scope="session")
+def _shared_one(_cluster_class: type[Cluster], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with closing(_cluster_class(tmp_path_factory.mktemp("kafka"))) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def _shared_three(_cluster_class: type[Cluster], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with closing(_cluster_class(tmp_path_factory.mktemp("kafka3"), 3)) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def kafka(_shared_one: Cluster) -> Iterator[Cluster]:
+    yield _shared_one
+    _shared_one.heal()
+
+
+@pytest.fixture
+def kafka3(_shared_three: Cluster) -> Iterator[Cluster]:
+    yield _shared_three
+    _shared_three.heal()
+
+
+@pytest.fixture
+def topic(kafka: Cluster) -> Callable[..., str]:
+    def make(partitions: int = 1, **config: str) -> str:
+        return kafka.new_topic(partitions, config={name.replace("_", "."): value for name, value in config.items()})
+
+    return make
+
+
+@pytest.fixture
+def own_kafka(_cluster_class: type[Cluster], tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    with ExitStack() as started:
+        numbers = iter(range(1_000_000))
+
+        def make(count: int = 1, config: Mapping[str, str] | None = None) -> Cluster:
+            return started.enter_context(closing(_cluster_class(tmp_path / f"kafka-{next(numbers)}", count, config)))
+
+        yield make
+
+
+@pytest.fixture
+def own_redis(_redis_class: type[Redis], tmp_path: Path) -> Iterator[Callable[..., Redis]]:
+    with ExitStack() as started:
+        numbers = iter(range(1_000_000))
+
+        def make(config: Mapping[str, str] | None = None) -> Redis:
+            return started.enter_context(closing(_redis_class(tmp_path / f"redis-{next(numbers)}", config)))
+
+        yield make
+
+
+@pytest.fixture
+def redis_server(own_redis: Callable[..., Redis]) -> Redis:
+    return own_redis()
