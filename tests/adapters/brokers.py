@@ -22,6 +22,7 @@ confluent_kafka = pytest.importorskip("confluent_kafka")
 admin = pytest.importorskip("confluent_kafka.admin")
 
 JAVA = ["java", "-Xmx512m", "-XX:TieredStopAtLevel=1"]
+OFFSETS = "__consumer_offsets"
 READY = "Kafka Server started"
 # A log to the very end: Java would stop logging as soon as a broker is asked to stop.
 LOGGING = """
@@ -207,16 +208,21 @@ class Cluster:
         return until(known, what=f"partition {partition} of {topic} has a leader")[0]
 
     def coordinator(self, group: str) -> int:
-        """Index of the broker that coordinates a group; a group without members has one, too."""
+        """Index of the broker that coordinates a group, be there such a group or not: who leads the partition of its offsets.
 
-        def found() -> list[int]:
-            try:
-                described = self.admin.describe_consumer_groups([group], request_timeout=2.0)[group].result()
-            except confluent_kafka.KafkaException:
-                return []
-            return [] if described.coordinator is None else [described.coordinator.id]
+        A client that is asked remembers a coordinator that died, and goes on asking it.
+        """
 
-        return until(found, what=f"group {group} has a coordinator")[0]
+        def count() -> int:
+            partitions = len(self.partitions(OFFSETS))
+            if not partitions:
+                self.admin.describe_consumer_groups([group], request_timeout=2.0)[
+                    group
+                ].exception()  # Kafka makes the topic when first asked
+            return partitions
+
+        partitions = until(count, what=f"the topic {OFFSETS}")
+        return self.leader(OFFSETS, abs(_java_hash(group)) % partitions)
 
     def controller(self) -> int:
         """Index of the broker that was last to become the active controller.
@@ -302,3 +308,11 @@ class Cluster:
 
 def _dotted(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name.replace("_", "."): value for name, value in options.items()}
+
+
+def _java_hash(text: str) -> int:
+    """What Java's `String.hashCode` is, of ASCII text."""
+    value = 0
+    for byte in text.encode("ascii"):
+        value = (31 * value + byte) & 0xFFFF_FFFF
+    return value - (value >> 31 << 32)

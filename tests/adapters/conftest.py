@@ -14,9 +14,6 @@ What is not installed skips these tests, and fails them where `CI=true`.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.adapters import kafka_jars
+from tests.adapters.needs import need
 
 if TYPE_CHECKING:
     from tests.adapters.brokers import Cluster
@@ -41,18 +39,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.servers)
         if "kafka3" in asked_for and config.pluginmanager.hasplugin("xdist"):
             item.add_marker(pytest.mark.xdist_group("kafka3"))  # with `--dist loadgroup` only one worker starts three brokers
-
-
-def need(packages: Mapping[str, str], modules: Mapping[str, str]) -> None:
-    """Skip, or fail in CI, unless commands (and the Debian packages they are in) and modules (and the extras they are in) are there."""
-    debian = [package for command, package in packages.items() if shutil.which(command) is None]
-    extras = sorted({extra for module, extra in modules.items() if importlib.util.find_spec(module) is None})
-    advice = [f"apt-get install {' '.join(debian)}"] * bool(debian) + [f"pip install 'riskring[{','.join(extras)}]'"] * bool(extras)
-    if advice:
-        text = f"needs real servers: {' && '.join(advice)}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(text, pytrace=False)
-        pytest.skip(text)
 
 
 @pytest.fixture(scope="session")

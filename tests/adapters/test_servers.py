@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.adapters.processes import PORTS, Port, Process, until
+from tests.adapters.processes import until
 
 if TYPE_CHECKING:
     from tests.adapters.brokers import Cluster
@@ -65,6 +60,21 @@ class TestOneBroker:
         assert (sorted(kafka.partitions(name)), values(kafka, name)) == ([0, 1, 2], [])
 
 
+class TestOneOfItsOwn:
+    def test_with_other_settings_and_at_an_end(self, own_kafka: Callable[..., Cluster]) -> None:
+        confluent_kafka = pytest.importorskip("confluent_kafka")
+        cluster = own_kafka(config={"message.max.bytes": "1000"})
+        name = cluster.new_topic()
+        cluster.send(name, [b"a" * 900])
+        with pytest.raises(AssertionError, match="MSG_SIZE_TOO_LARGE"):
+            cluster.send(name, [b"a" * 1_100])
+        with pytest.raises(confluent_kafka.KafkaException, match="TOPIC_ALREADY_EXISTS"):
+            cluster.create_topic(name)
+        cluster.close()
+        assert not cluster.broker(0).alive
+        assert not (cluster.broker(0).folder / "data").exists()
+
+
 class TestThreeBrokers:
     def test_a_leader_is_killed_and_production_goes_on(self, kafka3: Cluster) -> None:
         name = kafka3.new_topic()
@@ -84,9 +94,18 @@ class TestThreeBrokers:
         kafka3.broker(before).resume()
 
     def test_a_group_moves_to_another_coordinator(self, kafka3: Cluster) -> None:
-        before = kafka3.coordinator("group")
-        kafka3.broker(before).stop()
-        until(lambda: kafka3.coordinator("group") != before)
+        groups = [f"group-{number}" for number in range(8)]
+        before = [kafka3.coordinator(group) for group in groups]
+        assert len(set(before)) > 1
+
+        def told() -> list[int]:
+            """What Kafka itself says, also when it has only just made the topic of offsets."""
+            described = kafka3.admin.describe_consumer_groups(groups, request_timeout=10.0).values()
+            return [] if any(each.exception() for each in described) else [each.result().coordinator.id for each in described]
+
+        assert until(told) == before
+        kafka3.broker(before[0]).stop()
+        until(lambda: kafka3.coordinator(groups[0]) != before[0])
 
 
 class TestRedis:
@@ -115,73 +134,3 @@ class TestRedis:
 
     def test_each_has_its_own_port(self, own_redis: Callable[..., Redis]) -> None:
         assert own_redis().url != own_redis().url
-
-
-class TestProcesses:
-    def test_a_port_is_nobody_elses_while_it_is_held(self) -> None:
-        held = [Port() for _ in range(20)]
-        assert len({port.number for port in held}) == 20
-        assert all(port.number in PORTS for port in held)
-        program = "from tests.adapters.processes import Port; print(*[Port().number for _ in range(20)])"
-        # The other process begins its search where this one did.
-        begin = f"import os; os.getpid = lambda: {os.getpid()}; "
-        done = subprocess.run([sys.executable, "-c", begin + program], capture_output=True, text=True, check=True)
-        assert not {port.number for port in held} & set(map(int, done.stdout.split()))
-        for port in held:
-            port.close()
-
-    def test_one_that_ends_too_early_shows_its_log(self, tmp_path: Path) -> None:
-        process = Process([sys.executable, "-c", "print('no such option'); raise SystemExit(3)"], tmp_path / "log")
-        with pytest.raises(RuntimeError, match=r"(?s)status 3 before it was ready.*no such option"):
-            process.start("ready")
-        assert not process.alive
-
-    def test_ready_is_what_it_prints_after_the_last_start(self, tmp_path: Path) -> None:
-        first = Process([sys.executable, "-c", "print('ready')"], tmp_path / "log")
-        first.start("ready")
-        assert first.wait() == 0
-        second = Process([sys.executable, "-c", "print('broken')"], tmp_path / "log")
-        with pytest.raises(RuntimeError, match="broken"):
-            second.start("ready")
-
-    def test_stop_gives_the_status_also_of_a_suspended_process(self, tmp_path: Path) -> None:
-        program = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); print('ready', flush=True); signal.pause()"
-        process = Process([sys.executable, "-c", program], tmp_path / "log")
-        process.start("ready")
-        process.suspend()
-        assert process.alive
-        assert process.stop() == 7
-        process.kill()
-        assert process.wait() == 7
-
-    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends the processes of a killed one")
-    def test_none_outlives_a_test_run_that_is_killed(self, tmp_path: Path) -> None:
-        program = f"""
-from pathlib import Path
-from tests.adapters.processes import Process
-servers = [Process(["sh", "-c", "echo ready; exec sleep 1000"], Path({str(tmp_path)!r}) / f"log-{{index}}") for index in range(2)]
-for server in servers:
-    server.start("ready")
-servers[1].suspend()
-print(*(server.pid for server in servers), flush=True)
-input()
-"""
-        run = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert run.stdin is not None and run.stdout is not None
-        pids = [int(pid) for pid in run.stdout.readline().split()]
-        assert len(pids) == 2 and all(command(pid) in ("sh", "sleep") for pid in pids)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        until(lambda: all(command(pid) == "" for pid in pids), what="the end of both")
-        run.stdin.close()
-        run.stdout.close()
-
-
-def command(pid: int) -> str:
-    """What a process runs; "" if there is none, or it ended and nobody has asked for its status."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return ""
-    name, _, rest = state.partition("(")[2].rpartition(")")
-    return "" if rest.split()[0] == "Z" else name
