@@ -32,13 +32,10 @@ SERVERS = {"own_kafka", "kafka", "kafka3", "own_redis", "redis_server"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        asked_for = SERVERS & set(getattr(item, "fixturenames", ()))
-        if asked_for:
+        if not SERVERS.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.servers)
-        if "kafka3" in asked_for and config.pluginmanager.hasplugin("xdist"):
-            item.add_marker(pytest.mark.xdist_group("kafka3"))  # with `--dist loadgroup` only one worker starts three brokers
 
 
 @pytest.fixture(scope="session")

@@ -143,6 +143,11 @@ input()
         assert len(pids) == 2 and all(command(pid) in ("sh", "sleep") for pid in pids)
         run.send_signal(signal.SIGKILL)
         run.wait()
-        until(lambda: all(command(pid) == "" for pid in pids), what="the end of both")
         run.stdin.close()
         run.stdout.close()
+        try:
+            until(lambda: all(command(pid) == "" for pid in pids), what="the end of both")
+        except TimeoutError:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            raise
