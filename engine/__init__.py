@@ -8,7 +8,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import CapacityError, ConfigError, EngineError, SchemaError, SnapshotError, TimeTooOldError
+from engine.errors import CapacityError, ConfigError, ConnectorError, EngineError, SchemaError, SnapshotError, StaleError, TimeTooOldError
 
 if TYPE_CHECKING:
     from engine.engine import RiskEngine
@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CapacityError",
     "ConfigError",
+    "ConnectorError",
     "EngineError",
     "Explanation",
     "IngestResult",
@@ -27,6 +28,7 @@ __all__ = [
     "SchemaError",
     "SnapshotError",
     "SnapshotInfo",
+    "StaleError",
     "Stats",
     "TimeTooOldError",
     "__version__",

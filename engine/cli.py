@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import gc
 import json
 import os
@@ -20,10 +21,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from engine import __version__, benchmark
+from engine import __version__, benchmark, streaming
 from engine.config import Config
 from engine.errors import ConfigError, EngineError, SnapshotError
-from engine.flags import USAGE, Parser, is_on, quantity, settle, size
+from engine.flags import USAGE, Parser, add_engine_flags, add_global_flags, command, engine_options, examples, is_on, quantity, settle, size
 from engine.terminal import (
     Terminated,
     bytes_text,
@@ -92,16 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 # Flags
 
 
-def _optional(text: str) -> str | None:
-    return None if text.strip().lower() == "none" else text
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog="riskring",
         description="Exact rolling risk scores per user over a stream of transactions:\n"
         "sum of a user's amounts in the last 60 seconds / number of them.",
-        epilog=_examples(
+        epilog=examples(
             "riskring generate sample.parquet --rows 1M --skew 1.1 --bad 0.001",
             "riskring run sample.parquet -o scored.parquet",
             "riskring top sample.parquet -k 3",
@@ -110,33 +107,15 @@ def _parser() -> Parser:
         "4 a snapshot is damaged or cannot be written, 130 interrupted, 143 terminated",
     )
     parser.add_argument("--version", action=_Version)
-    _add_global_flags(parser)
+    add_global_flags(parser)
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    several = (_add_run, _add_score, _add_top, _add_explain, _add_snapshot, _add_verify, _add_generate, _add_plan, _add_doctor, _add_bench)
+    several = (
+        *(_add_run, _add_score, _add_top, _add_explain, _add_snapshot, _add_verify, _add_generate, _add_plan, _add_doctor, _add_bench),
+        *(streaming.add_node, streaming.add_produce),
+    )
     for add in several:
         add(commands)
     return parser
-
-
-def _examples(*lines: str) -> str:
-    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str, more: str, *examples: str) -> Parser:
-    parser: Parser = commands.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {more}", epilog=_examples(*examples)
-    )
-    parser.set_defaults(parser=parser, command=run)
-    _add_global_flags(parser)
-    return parser
-
-
-def _add_global_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("everywhere")
-    parser.flag("--json", group=group, action="store_true", default=False, help="machine output")
-    parser.flag("--strict", group=group, action="store_true", default=False, help="exit with 3 if rows were rejected")
-    parser.flag("--quiet", group=group, action="store_true", default=False, help="no progress, no notes, no summary")
-    parser.flag("--debug", group=group, action="store_true", default=False, help="show the traceback of an error")
 
 
 def _add_files(parser: Parser, state: str = "") -> None:
@@ -148,28 +127,11 @@ def _add_files(parser: Parser, state: str = "") -> None:
         metavar="FILE",
         help="Parquet, Arrow IPC, CSV or NDJSON file, folder, glob, or - (standard input)",
     )
-    group = parser.add_argument_group("engine")
-
-    def flag(name: str, shown: object, help: str, **kwargs: Any) -> None:
-        parser.flag(name, group=group, shown=shown, help=help, **kwargs)
-
-    flag("--window", "60s", "what a score covers", metavar="DURATION")
-    flag("--lateness", "the window", "how far behind the clock a row is still applied", metavar="DURATION")
-    flag("--closed", "both", "whether a transaction exactly `window` old counts (both) or not (right)", choices=("both", "right"))
-    flag("--decimals", 4, "amounts are held in units of 10**-N", type=size, metavar="N")
-    flag("--users", "10M", "most users with a retained transaction at a time", type=size, metavar="N")
-    flag("--shards", "one per core", "parts worked on by a thread each; changes no result", type=size, metavar="N")
-    flag("--clock", "event", "what a lookup without --at takes for now", choices=("event", "wall"))
-    flag("--max-ahead", "10s", "reject rows further ahead of the wall clock, or none", metavar="DURATION")
-    flag("--max-jump", "none", "reject rows further ahead of the engine's clock", metavar="DURATION")
-    flag("--time-unit", None, "unit of an integer time column", choices=("s", "ms", "us", "ns"))
-    flag("--user-id", "user_id", "column of the users", metavar="COLUMN")
-    flag("--amount", "amount", "column of the amounts", metavar="COLUMN")
-    flag("--timestamp", "timestamp", "column of the event times", metavar="COLUMN")
+    add_engine_flags(parser)
 
 
 def _add_run(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "run",
         _run,
@@ -190,7 +152,7 @@ def _add_run(commands: Any) -> None:
 
 
 def _add_score(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "score",
         _score,
@@ -205,7 +167,7 @@ def _add_score(commands: Any) -> None:
 
 
 def _add_top(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "top",
         _top,
@@ -221,7 +183,7 @@ def _add_top(commands: Any) -> None:
 
 
 def _add_explain(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "explain",
         _explain,
@@ -240,7 +202,7 @@ def _add_at(parser: Parser) -> None:
 
 
 def _add_snapshot(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "snapshot",
         _snapshot,
@@ -254,7 +216,7 @@ def _add_snapshot(commands: Any) -> None:
 
 
 def _add_verify(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "verify",
         _verify,
@@ -267,7 +229,7 @@ def _add_verify(commands: Any) -> None:
 
 
 def _add_generate(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "generate",
         _generate,
@@ -286,12 +248,12 @@ def _add_generate(commands: Any) -> None:
     parser.flag("--ties", type=float, default=0.0, metavar="SHARE", help="share of rows with the time of the row before")
     parser.flag("--bad", type=float, default=0.0, metavar="SHARE", help="share of rows that will be rejected")
     parser.flag("--ids", choices=("int", "uuid", "name"), default="int", help="kind of user ids")
-    parser.flag("--start", default="2025-01-01", metavar="TIME", help="where arrivals begin")
+    parser.flag("--start", default="2025-01-01", metavar="TIME", help="where arrivals begin; now: as if they came from now on")
     parser.flag("--seed", type=size, default=0, metavar="N", help="another seed gives other rows of the same users")
 
 
 def _add_plan(commands: Any) -> None:
-    parser = _command(
+    parser = command(
         commands,
         "plan",
         _plan,
@@ -308,13 +270,13 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_doctor(commands: Any) -> None:
-    _command(
+    command(
         commands, "doctor", _doctor, "check that this machine is fit to run the engine", "", "riskring doctor", "riskring doctor --json"
     )
 
 
 def _add_bench(commands: Any) -> None:
-    parser = _command(commands, "bench", benchmark.run, benchmark.SUMMARY, benchmark.MORE, *benchmark.EXAMPLES)
+    parser = command(commands, "bench", benchmark.run, benchmark.SUMMARY, benchmark.MORE, *benchmark.EXAMPLES)
     benchmark.add_flags(parser)
 
 
@@ -328,31 +290,6 @@ class _Version(argparse.Action):
 
 
 # Files through the engine
-
-_ENGINE_FLAGS: Final = (
-    "window",
-    "lateness",
-    "closed",
-    "decimals",
-    "users",
-    "shards",
-    "clock",
-    "max_ahead",
-    "max_jump",
-    "time_unit",
-    "user_id",
-    "amount",
-    "timestamp",
-)
-
-
-def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Only what was given: the defaults are the engine's own."""
-    given = {name: getattr(args, name) for name in _ENGINE_FLAGS if getattr(args, name) is not None}
-    for name in ("max_ahead", "max_jump"):
-        if name in given:
-            given[name] = _optional(given[name])
-    return given
 
 
 class _Replay:
@@ -432,11 +369,11 @@ def _replay(args: argparse.Namespace) -> Iterator[_Replay]:
     if bool(state) == bool(args.files):
         raise ConfigError("give FILE or --state DIR, not both" if state else "give FILE or --state DIR")
     if state:
-        with RiskEngine.load(state, **_engine_options(args)) as engine:
+        with RiskEngine.load(state, **engine_options(args)) as engine:
             _show_passed_over(engine, args)
             yield _Replay(args, engine, lambda: None)
         return
-    with interruptible_input(args.files) as end_input, RiskEngine(**_engine_options(args)) as engine:
+    with interruptible_input(args.files) as end_input, RiskEngine(**engine_options(args)) as engine:
         yield _Replay(args, engine, end_input)
 
 
@@ -451,7 +388,7 @@ def _run_with_state(args: argparse.Namespace) -> int:
     if not args.files:
         raise ConfigError("run needs FILE")
     began = time.perf_counter()
-    with Replay(args.files, args.state, _engine_options(args), args.save_every, args.output, args.rejects, time.time_ns) as run:
+    with Replay(args.files, args.state, engine_options(args), args.save_every, args.output, args.rejects, time.time_ns) as run:
         _show_passed_over(run.engine, args)
         replay = _Replay(args, run.engine, lambda: None)
         before = run.rows
@@ -617,7 +554,7 @@ def _verify(args: argparse.Namespace) -> int:
 
     began = time.perf_counter()
     with interruptible_input(args.files), progress(quiet=args.quiet) as advance:
-        found = verify(args.files, Config.of(**_engine_options(args)), wall_ns=time.time_ns(), progress=advance)
+        found = verify(args.files, Config.of(**engine_options(args)), wall_ns=time.time_ns(), progress=advance)
     seconds = time.perf_counter() - began
     if args.json:
         shown = {"equal": found.equal, "rows": found.rows, "users": found.users, "difference": found.difference}
@@ -634,7 +571,10 @@ def _generate(args: argparse.Namespace) -> int:
 
     names = ("users", "rate", "skew", "bursts", "disorder", "ties", "bad", "ids", "start", "seed")
     began = time.perf_counter()
-    size_bytes = generate.write(args.out, args.rows, **{name: getattr(args, name) for name in names})
+    options = {name: getattr(args, name) for name in names}
+    if args.start == "now":
+        options["start"] = datetime.datetime.now(datetime.UTC)
+    size_bytes = generate.write(args.out, args.rows, **options)
     seconds = time.perf_counter() - began
     if args.json:
         show_json({"path": args.out, "rows": args.rows, "bytes": size_bytes, "seconds": round(seconds, 3)})

@@ -53,20 +53,28 @@ class Core:
         self.by_reason: NDArray[np.int64] = np.zeros(len(REASONS) + 1, np.int64)
         self.torn = False
 
-    def ingest(self, batches: list[Any], wanted: bool) -> IngestResult:
-        """Apply batches, all or nothing."""
+    def ingest(self, batches: list[Any], wanted: bool, arrival_ns: NDArray[np.int64] | None = None) -> IngestResult:
+        """Apply batches, all or nothing; `arrival_ns`, a time of each row, takes the place of the wall clock."""
         pieces = [columns_of(batch, self.config) for batch in batches]
         kind = self._kind_after(pieces)
-        admitted = self._apply(pieces, kind, wanted)
+        admitted = self._apply(pieces, kind, wanted, arrival_ns)
         return self._count(admitted, wanted)
 
-    def _apply(self, pieces: list[Columns], kind: str | None, wanted: bool) -> list[Piece]:
+    def _apply(self, pieces: list[Columns], kind: str | None, wanted: bool, arrival_ns: NDArray[np.int64] | None = None) -> list[Piece]:
         """Let rows pass the guards and into the shards, whole or not at all; then move the clock."""
-        clock_ns, latest_ns = self.clock_ns, self._latest_ns()
+        clock_ns, first, ahead_ns = self.clock_ns, 0, self.config.max_ahead_ns
+        if arrival_ns is None or ahead_ns is None:
+            each = None
+            latest_ns = np.array([self._latest_ns()])
+        else:
+            each = np.minimum(arrival_ns, TIME_NS_MAX - ahead_ns) + ahead_ns
         admitted = []
         for columns in pieces:
+            if each is not None:
+                latest_ns = each[first : first + len(columns)]
             piece, clock_ns = self._admit(columns, clock_ns, latest_ns, wanted)
             admitted.append(piece)
+            first += len(columns)
         if kind is not None and clock_ns is not None:
             try:
                 self.shards.apply(admitted, kind, self.clock_ns)
@@ -91,11 +99,12 @@ class Core:
         return kind
 
     def _latest_ns(self) -> int:
+        """The latest time that a row may have now (S8)."""
         if self.config.max_ahead_ns is None:
             return TIME_NS_MAX
         return max(min(self.now() + self.config.max_ahead_ns, TIME_NS_MAX), TIME_NS_MIN - 1)
 
-    def _admit(self, columns: Columns, clock_ns: int | None, latest_ns: int, wanted: bool) -> tuple[Piece, int | None]:
+    def _admit(self, columns: Columns, clock_ns: int | None, latest_ns: NDArray[np.int64], wanted: bool) -> tuple[Piece, int | None]:
         """Let rows pass the guards of the clock (S6-S8), and split those that do by shard."""
         count = len(columns)
         after_ns, units_max = np.empty(count, np.int64), np.zeros(1, np.int64)

@@ -24,7 +24,7 @@ from engine.columns import Columns, Ids, ids_of, ids_to_arrow
 from engine.config import REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.core import KINDS, Core
 from engine.errors import ConfigError, EngineError, SchemaError, TimeTooOldError
-from engine.instants import amount_units, instant_ns, instant_text
+from engine.instants import amount_units, arrival_times, instant_ns, instant_text
 from engine.results import Explanation, IngestResult, Stats, reason_counts
 from engine.saving import Saver, loaded
 from engine.shard import Features, features_table
@@ -114,7 +114,7 @@ class RiskEngine:
 
     # ---- rows in -------------------------------------------------------------------------------------------------------------
 
-    def ingest(self, data: Any, *, scores: bool = False) -> IngestResult:
+    def ingest(self, data: Any, *, scores: bool = False, arrival: Any = None) -> IngestResult:
         """Apply transactions in the order in which they come.
 
         Args:
@@ -122,6 +122,8 @@ class RiskEngine:
                 of Parquet, Arrow IPC, CSV or NDJSON. What is in memory is applied whole or not at all (S13), which takes some 40 bytes
                 a row meanwhile; streams and files are applied batch by batch, each whole or not at all.
             scores: Also give each row its user's score at the row's own time, itself included (S9).
+            arrival: What the wall clock showed when each row arrived, (rows,) datetime64 or int64 nanoseconds since the epoch, for data in
+                memory: `max_ahead` is measured from it instead of from now, so that rows that come again are judged as the first time.
 
         Returns:
             IngestResult: counts, scores, and the rows that were not applied.
@@ -141,11 +143,12 @@ class RiskEngine:
         schema = None
         try:
             for unit in read(data, self.config):
+                arrival_ns = None if arrival is None else arrival_times(arrival, sum(batch.num_rows for batch in unit))
                 schema = unit[0].schema if unit else schema
                 self._saver.let_pass()
                 with self._lock:
                     self._check_open()
-                    parts.append(self._core.ingest(unit, scores))
+                    parts.append(self._core.ingest(unit, scores, arrival_ns))
         except EngineError as error:
             applied = sum(part.rows for part in parts)
             if applied:
@@ -378,15 +381,47 @@ class RiskEngine:
             >>> engine.changes(at="2026-01-01T00:01:01Z").select(["user_id", "score"]).to_pylist()
             [{'user_id': 'alice', 'score': 0.0}]
         """
+        return self._changed(at, False).sort_by("user_id")
+
+    def updates(self, *, at: Any = None, anew: bool = False) -> Any:
+        """As `changes`, for a cache that also keeps how long a score is valid.
+
+        It lists every user with a transaction in the window of whom any feature is another at `at` than when this or `changes` was last
+        called, and sometimes one of whom none is; and who has none any more, if their score was not 0.0.
+
+        Args:
+            at: As in `changes`.
+            anew: As if neither was ever called: list every user with a transaction in the window.
+
+        Returns:
+            Arrow table with the columns of `features`, in no order.
+
+        Raises:
+            TimeTooOldError: As in `score`.
+
+        Cost: as `changes`, without sorting.
+
+        Example:
+            >>> engine = RiskEngine(users=1000)
+            >>> engine.add("alice", 10, "2026-01-01T00:00:00Z"), len(engine.updates())
+            (10.0, 1)
+            >>> engine.add("alice", 10, "2026-01-01T00:00:30Z"), len(engine.changes()), len(engine.updates(anew=True))
+            (10.0, 0, 1)
+        """
+        with self._lock:
+            if anew:
+                self._core.shards.forget_reports()
+            return self._changed(at, True)
+
+    def _changed(self, at: Any, touched: bool) -> Any:
         with self._lock:
             self._check_open()
             at_ns = self._at_ns(at)
-            table = features_table(pa.array([], pa.string()), Features.empty(0), self.config.decimals)
             if at_ns is None or self._core.kind is None:
-                return table
-            parts = self._core.shards.changed(self._core.kind, at_ns, self._core.clock_ns)
+                return features_table(pa.array([], pa.string()), Features.empty(0), self.config.decimals)
+            parts = self._core.shards.changed(self._core.kind, at_ns, self._core.clock_ns, touched)
             tables = [features_table(ids, features, self.config.decimals) for ids, features in parts]
-            return pa.concat_tables(tables, promote_options="permissive").combine_chunks().sort_by("user_id")
+            return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
     def _features_of_all(self, at_ns: int | None) -> tuple[Any, Features]:
         if at_ns is None or self._core.kind is None:
@@ -465,23 +500,26 @@ class RiskEngine:
             return self._saver.start(uri, position, rooms)
 
     @classmethod
-    def load(cls, uri: Any, *, now: Callable[[], int] | None = None, **overrides: Any) -> Self:
+    def load(
+        cls, uri: Any, *, now: Callable[[], int] | None = None, accept: Callable[[Any], str | None] | None = None, **overrides: Any
+    ) -> Self:
         """An engine with the state of a snapshot. What it was loaded from is in its attribute `restored`, the position among it.
 
         Args:
             uri: As in `save`: the newest snapshot that is whole is taken, and those passed over are named in `restored`; or the folder of
                 one snapshot.
             now: As in `RiskEngine`.
+            accept: Is told the position of a snapshot, and says why that cannot be used, so that an older one is tried; None if it can.
             overrides: Other options of `RiskEngine` than those that were saved: more `users`, another number of `shards` (it is not saved:
                 the default is one per core), guards, column names. What the state depends on cannot be changed.
 
         Raises:
-            SnapshotError: There is none that is whole.
+            SnapshotError: There is none that is whole and accepted.
             ConfigError: An option contradicts the state.
 
         Cost: some 200 ns a transaction; memory for a file of a million transactions beside the engine.
         """
-        core, info = loaded(uri, time.time_ns if now is None else now, overrides)
+        core, info = loaded(uri, time.time_ns if now is None else now, overrides, accept)
         engine = cls.__new__(cls)
         engine._begin(core)
         engine.restored = info
@@ -506,6 +544,16 @@ class RiskEngine:
                 return 0
             at_ns = self._core.clock_ns if at is None else min(self._core.clock_ns, self._instant_ns(at))
             return self._core.shards.expire(at_ns, self._core.kind)
+
+    @property
+    def clock_ns(self) -> int | None:
+        """Greatest event time accepted (S6), nanoseconds since the epoch; None before the first row."""
+        return self._core.clock_ns
+
+    @property
+    def id_kind(self) -> str | None:
+        """Kind of the user ids: "int64", "uint64", "string" or "binary"; None before the first row."""
+        return self._core.kind
 
     def stats(self) -> Stats:
         """What the engine holds and has seen. Cost: a pass over all slots."""

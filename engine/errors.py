@@ -26,3 +26,11 @@ class CapacityError(EngineError, MemoryError):
 
 class SnapshotError(EngineError, OSError):
     """A snapshot is damaged, incomplete or of an unknown version, or could not be written; engine and older snapshots are untouched."""
+
+
+class ConnectorError(EngineError):
+    """A system outside, such as Kafka or Redis, cannot be reached, refuses, or is not set up as it must be."""
+
+
+class StaleError(ConnectorError):
+    """Scores that are kept elsewhere are too old, or not complete yet: they are not known, which is not 0."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 USAGE: Final = 2
@@ -98,3 +99,80 @@ def quantity(text: str) -> float:
     number = found[1].replace("_", "")
     factor = _SIZES[found[2].lower()]
     return int(number) * factor if number.isdigit() else float(number) * factor
+
+
+def optional(text: str) -> str | None:
+    """A value of which there may be none."""
+    return None if text.strip().lower() == "none" else text
+
+
+def examples(*lines: str) -> str:
+    """The end of a help text."""
+    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], summary: str, more: str, *lines: str) -> Parser:
+    """Add a command: what it does in a few words, and more about it."""
+    parser: Parser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {more}", epilog=examples(*lines)
+    )
+    parser.set_defaults(parser=parser, command=run)
+    add_global_flags(parser)
+    return parser
+
+
+def add_global_flags(parser: Parser) -> None:
+    """Add the flags that every command has."""
+    group = parser.add_argument_group("everywhere")
+    parser.flag("--json", group=group, action="store_true", default=False, help="machine output")
+    parser.flag("--strict", group=group, action="store_true", default=False, help="exit with 3 if rows were rejected")
+    parser.flag("--quiet", group=group, action="store_true", default=False, help="no progress, no notes, no summary")
+    parser.flag("--debug", group=group, action="store_true", default=False, help="show the traceback of an error")
+
+
+def add_engine_flags(parser: Parser, **shown: object) -> None:
+    """Add the options of an engine; `shown` are defaults that are others here than the engine's."""
+    group = parser.add_argument_group("engine")
+
+    def flag(name: str, default: object, help: str, **kwargs: Any) -> None:
+        parser.flag(name, group=group, shown=shown.get(name.lstrip("-").replace("-", "_"), default), help=help, **kwargs)
+
+    flag("--window", "60s", "what a score covers", metavar="DURATION")
+    flag("--lateness", "the window", "how far behind the clock a row is still applied", metavar="DURATION")
+    flag("--closed", "both", "whether a transaction exactly `window` old counts (both) or not (right)", choices=("both", "right"))
+    flag("--decimals", 4, "amounts are held in units of 10**-N", type=size, metavar="N")
+    flag("--users", "10M", "most users with a retained transaction at a time", type=size, metavar="N")
+    flag("--shards", "one per core", "parts worked on by a thread each; changes no result", type=size, metavar="N")
+    flag("--clock", "event", "what a lookup without --at takes for now", choices=("event", "wall"))
+    flag("--max-ahead", "10s", "reject rows further ahead of the wall clock, or none", metavar="DURATION")
+    flag("--max-jump", "none", "reject rows further ahead of the engine's clock", metavar="DURATION")
+    flag("--time-unit", None, "unit of an integer time column", choices=("s", "ms", "us", "ns"))
+    flag("--user-id", "user_id", "column of the users", metavar="COLUMN")
+    flag("--amount", "amount", "column of the amounts", metavar="COLUMN")
+    flag("--timestamp", "timestamp", "column of the event times", metavar="COLUMN")
+
+
+_ENGINE_FLAGS: Final = (
+    "window",
+    "lateness",
+    "closed",
+    "decimals",
+    "users",
+    "shards",
+    "clock",
+    "max_ahead",
+    "max_jump",
+    "time_unit",
+    "user_id",
+    "amount",
+    "timestamp",
+)
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Only what was given: the defaults are the engine's own."""
+    given = {name: getattr(args, name) for name in _ENGINE_FLAGS if getattr(args, name) is not None}
+    for name in ("max_ahead", "max_jump"):
+        if name in given:
+            given[name] = optional(given[name])
+    return given

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from engine.config import AMOUNT_UNITS_MAX, TIME_UNIT_NS, Config
 from engine.errors import EngineError, SchemaError
@@ -73,6 +74,33 @@ def _text_ns(text: str, name: str, error: type[EngineError]) -> int:
         raise error(f"{name}={text!r} must have one to nine digits after the point")
     seconds_ns = instant_ns(whole, name, time_unit=None, error=error)
     return seconds_ns + int(digits.ljust(9, "0")) if digits else seconds_ns
+
+
+def arrival_times(values: Any, rows: int) -> NDArray[np.int64]:
+    """Instants at which rows arrived, in nanoseconds since the Unix epoch.
+
+    Args:
+        values: (rows,) int64 nanoseconds, datetime64 or Arrow timestamps; none may be null.
+        rows: How many there must be.
+
+    Raises:
+        SchemaError: They are others.
+
+    Example:
+        >>> arrival_times(np.array(["1970-01-01T00:00:01"], "datetime64[s]"), 1)
+        array([1000000000])
+    """
+    wanted = f"arrival must be {rows:,} instants, one a row of data in memory, as int64 nanoseconds, datetime64 or Arrow timestamps"
+    try:
+        array = values if isinstance(values, pa.ChunkedArray) else pa.array(values)
+        if pa.types.is_timestamp(array.type):
+            array = array.cast(pa.timestamp("ns")).cast(pa.int64())
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise SchemaError(f"{wanted}: {error}") from error
+    if array.type != pa.int64() or array.null_count or len(array) != rows:
+        raise SchemaError(f"{wanted}; found {len(array):,} of type {array.type}, {array.null_count:,} of them null")
+    times: NDArray[np.int64] = array.to_numpy()
+    return times
 
 
 def instant_text(time_ns: int) -> str:

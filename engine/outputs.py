@@ -119,7 +119,7 @@ class FileWriter:
             try:
                 table = pa.concat_tables([self._plain_table(table) for table in group])
                 if self._sink is None:
-                    self._stream.write(_ndjson(table))
+                    self._stream.write(json_lines(table))
                 else:
                     self._sink.write_table(table)
             except (pa.ArrowException, ValueError) as error:
@@ -253,8 +253,8 @@ def _plain_column(column: Any) -> Any:
     return pa.chunked_array([chunk.dictionary.cast(plain).take(chunk.indices) for chunk in column.chunks], plain)
 
 
-def _ndjson(table: Any) -> Any:
-    """One JSON object per line. pyarrow reads NDJSON but does not write it."""
+def json_lines(table: Any) -> Any:
+    """One JSON object per line, as a buffer. pyarrow reads NDJSON but does not write it."""
     parts: list[Any] = []
     for name, column in zip(table.column_names, table.columns, strict=True):
         parts += [("," if parts else "{") + _json_quoted(pa.array([name]))[0].as_py() + ":", _json_texts(column.combine_chunks())]

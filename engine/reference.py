@@ -570,12 +570,25 @@ def plain_features(table: Any, decimals: int) -> list[tuple[User, Features]]:
     return list(zip(table.column("user_id").to_pylist(), features, strict=True))
 
 
+def _amounts(column: Any) -> list[Any]:
+    """Plain values. Arrow has decimals of scales of which it makes no text, from which Python's are made."""
+    if not pa.types.is_decimal(column.type) or abs(column.type.scale) <= 38:
+        return list(column.to_pylist())
+    width = column.type.bit_width // 8
+    data = column.buffers()[1].to_pybytes()[column.offset * width :]
+    numbers = [int.from_bytes(data[row * width : (row + 1) * width], "little", signed=True) for row in range(len(column))]
+    exponent = min(max(-column.type.scale, -200), 100)  # beyond these every number but 0 is nearest to 0, or too great, whatever the scale
+    return [
+        Decimal(f"{number}E{exponent}") if valid else None for number, valid in zip(numbers, column.is_valid().to_pylist(), strict=True)
+    ]
+
+
 def plain_rows(batch: Any, config: Config) -> list[tuple[User | None, Amount | None, int | None]]:
     """The rows of a RecordBatch from `sources.read` as plain Python values, each converted exactly and on its own.
 
     This is a second, slow implementation of what `columns.columns_of` does with whole columns.
     """
-    users, amounts = (_storage(batch.column(name)).to_pylist() for name in (config.user_id, config.amount))
+    users, amounts = _storage(batch.column(config.user_id)).to_pylist(), _amounts(_storage(batch.column(config.amount)))
     if _is_text(batch.column(config.amount).type):
         amounts = [None if text is None else _amount_of_text(text.strip(_SPACE)) for text in amounts]
     elif pa.types.is_float16(batch.column(config.amount).type):  # NumPy's floats in some versions of pyarrow

@@ -46,7 +46,8 @@ class IngestResult:
         """The rows not applied, as an Arrow table of the original columns and `reason`."""
         if self._rejects:
             return pa.Table.from_batches(self._rejects)
-        return (pa.schema([]) if self._schema is None else self._schema).append(pa.field("reason", pa.string())).empty_table()
+        schema = pa.schema([]) if self._schema is None else self._schema
+        return pa.Table.from_batches([], schema.append(pa.field("reason", pa.string())))
 
     @classmethod
     def merged(cls, parts: list[IngestResult], wanted: bool, schema: Any) -> IngestResult:

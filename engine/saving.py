@@ -117,13 +117,15 @@ class Saver:
             wait([self._saving])
 
 
-def loaded(uri: Any, now: Callable[[], int], overrides: dict[str, Any]) -> tuple[Core, SnapshotInfo]:
-    """The state of the newest snapshot that is whole, and which it was."""
+def loaded(
+    uri: Any, now: Callable[[], int], overrides: dict[str, Any], accept: Callable[[Any], str | None] | None = None
+) -> tuple[Core, SnapshotInfo]:
+    """The state of the newest snapshot that is whole and whose position is accepted, and which it was."""
     store, names = snapshots(uri)
     passed_over: list[tuple[str, str]] = []
     for name in names:
         try:
-            return _loaded(store, name, now, overrides, passed_over)
+            return _loaded(store, name, now, overrides, accept, passed_over)
         except SnapshotError as error:
             passed_over.append((name, str(error)))
     if not passed_over:
@@ -132,9 +134,17 @@ def loaded(uri: Any, now: Callable[[], int], overrides: dict[str, Any]) -> tuple
 
 
 def _loaded(
-    store: Store, name: str, now: Callable[[], int], overrides: dict[str, Any], passed_over: list[tuple[str, str]]
+    store: Store,
+    name: str,
+    now: Callable[[], int],
+    overrides: dict[str, Any],
+    accept: Callable[[Any], str | None] | None,
+    passed_over: list[tuple[str, str]],
 ) -> tuple[Core, SnapshotInfo]:
     manifest = read_manifest(store, name)
+    why = None if accept is None else accept(manifest.state.position)
+    if why is not None:
+        raise SnapshotError(f"{store.where}/{name}: {why}")
     config, state = config_with(manifest.state.config, overrides), manifest.state
     if config.users < manifest.users:
         raise ConfigError(f"users={config.users:,} is fewer than the {manifest.users:,} of the snapshot; give at least so many")

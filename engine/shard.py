@@ -460,11 +460,11 @@ class Shard:
         read_entries(slots, counts, self.memory, time_ns, units)
         return Entries(self.ids_of(slots, kind), counts, time_ns, units)
 
-    def changed(self, at_ns: int) -> NDArray[np.int32]:
-        """Slots of the users whose score at an instant is another than was last reported."""
+    def changed(self, at_ns: int, touched: bool) -> NDArray[np.int32]:
+        """Slots of the users whose score at an instant is another than was last reported; see `Watch.changed`."""
         if self.watch is None:
             self.watch = Watch(self.slots_max)
-        return self.watch.changed(at_ns, self.config.reach_ns, self.config.scale, self.slots_used, self.memory, self.control)
+        return self.watch.changed(at_ns, self.config.reach_ns, self.config.scale, self.slots_used, touched, self.memory, self.control)
 
     def begin_copy(self, pending: NDArray[np.bool_], floor_ns: int, kind: str) -> None:
         """Copy what is retained now, while rows go on. `pending` is room for a bool a slot, touched beforehand to save time now."""

@@ -371,10 +371,15 @@ class Shards:
             chosen = [slots[rows[low:high] - start] for slots, start, low, high in zip(part, bounds[:-1], ends[:-1], ends[1:], strict=True)]
             yield self._ids_of_slots(chosen, kind), features.take(rows)
 
-    def changed(self, kind: str, at_ns: int, clock_ns: int | None) -> Iterator[tuple[Any, Features]]:
+    def forget_reports(self) -> None:
+        """Take it that nothing was ever reported of any user."""
+        for shard in self._shards:
+            shard.watch = None
+
+    def changed(self, kind: str, at_ns: int, clock_ns: int | None, touched: bool) -> Iterator[tuple[Any, Features]]:
         """Arrow ids and features of users whose score at an instant is another than was last reported: those with slots, then others."""
         left = [ids for shard in self._shards for ids in self._left(shard)]
-        slots_of = self._all(lambda shard: shard.changed(at_ns))
+        slots_of = self._all(lambda shard: shard.changed(at_ns, touched))
         yield self._ids_of_slots(slots_of, kind), self._features_of_slots(slots_of, at_ns, clock_ns)
         for ids in left:
             yield ids, Features.empty(len(ids))

@@ -12,7 +12,6 @@ import csv
 import difflib
 import glob
 import io
-import json
 import os
 import re
 import sys
@@ -23,15 +22,14 @@ from threading import Lock
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 from engine.arrays import check_whole, matches
-from engine.columns import TEXT_MARK, check_schema, is_text
+from engine.columns import check_schema, is_text
 from engine.config import Config
 from engine.errors import SchemaError
+from engine.ndjson import guessed_schema, marked, parsed, quoting
 from engine.texts import INTEGER
 
 #: Rows handed to the engine at a time. With 65,536, four threads on two cores spend a fifth of their time on waiting for each other.
@@ -425,7 +423,7 @@ def _open_csv(source: io.BufferedReader, config: Config, name: str) -> tuple[Any
             quoted_strings_can_be_null=False,
         ),
     )
-    schema = _marked(reader.schema, config)
+    schema = marked(reader.schema, config)
 
     def batches() -> Iterator[Any]:
         with source:
@@ -435,75 +433,28 @@ def _open_csv(source: io.BufferedReader, config: Config, name: str) -> tuple[Any
     return schema, batches()
 
 
-def _marked(schema: Any, config: Config) -> Any:
-    for place, field in enumerate(schema):
-        if field.name in (config.amount, config.timestamp) and pa.types.is_string(field.type):
-            schema = schema.set(place, field.with_metadata(TEXT_MARK))
-    return schema
-
-
 def _open_ndjson(source: io.BufferedReader, config: Config, name: str) -> tuple[Any, Iterator[Any]]:
-    """Blocks of whole lines, with the types of the first block for all of them.
-
-    Arrow's JSON reader has no type that takes both numbers and strings and keeps what is written. So numbers
-    under the names of the amount and the time are put into quotes first, and parsed as the texts of a CSV file are:
-    exactly, and one malformed value costs one row. (Inside a text a name's first quote has a backslash before it, so that
-    nothing there matches. Numbers under the same name in a nested object do become texts.)
-    """
-    keys = "|".join(re.escape(json.dumps(key, ensure_ascii=False)) for key in (config.amount, config.timestamp))
-    unquoted = rf"([{{,\s](?:{keys})\s*:\s*)(-?(?:[0-9][0-9.eE+-]*|NaN|Inf(?:inity)?))"
-
-    def quoted(block: bytes) -> bytes:
-        found: bytes = pc.replace_substring_regex(pa.array([block], pa.binary()), pattern=unquoted, replacement=r'\1"\2"')[0].as_py()
-        return found
-
-    blocks = map(quoted, _line_blocks(source, name))
+    """Blocks of whole lines, with the types of the first block for all of them."""
+    blocks = map(quoting(config), _line_blocks(source, name))
     first = next(blocks, b"").removeprefix(b"\xef\xbb\xbf")
     if not first:
         raise SchemaError(f"{name} has no rows; wanted one JSON object per line")
     if first.lstrip()[:1] == b"[":
         raise SchemaError(f"{name} is a JSON array; wanted one JSON object per line (jq -c '.[]' makes that of it)")
-    schema = _ndjson_schema(first, config)
+    schema = guessed_schema(first, config)
 
     def batches() -> Iterator[Any]:
         rows = 0
         block: bytes | None = first
         with source:
             while block is not None:
-                table = _parse_ndjson(block, schema, rows)
+                table = parsed(block, schema, rows)
                 rows += table.num_rows
                 for batch in table.combine_chunks().to_batches():
                     yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)  # the reader drops the metadata
                 block = next(blocks, None)
 
     return schema, batches()
-
-
-def _parse_ndjson(block: bytes, schema: Any, rows: int) -> Any:
-    # To Arrow null is an object without members, but in front of all objects the process dies of it.
-    block = re.sub(rb"^(?:\xef\xbb\xbf)?[ \t\r\n]*null", b"{}", block)
-    options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="infer" if schema is None else "ignore")
-    try:
-        return pa_json.read_json(
-            pa.BufferReader(block), read_options=pa_json.ReadOptions(block_size=len(block) + 1, use_threads=False), parse_options=options
-        )
-    except pa.ArrowInvalid as error:
-        # Arrow counts the rows of a block from 0; people count those of a file from 1.
-        raise pa.ArrowInvalid(re.sub(r"in row (\d+)", lambda found: f"in row {rows + int(found[1]) + 1}", str(error))) from error
-
-
-def _ndjson_schema(block: bytes, config: Config) -> Any:
-    schema = _parse_ndjson(block, None, 0).schema
-    for place, field in enumerate(schema):
-        kind = field.type
-        if pa.types.is_timestamp(kind) or (pa.types.is_null(kind) and field.name != config.user_id):
-            kind = pa.string()  # Arrow guesses times; and a member that is null so far may still become a text
-        if field.name == config.user_id and pa.types.is_floating(kind):
-            kind = pa.uint64()  # what Arrow makes of integers beyond int64; true floats will not parse
-        if field.name == config.user_id and pa.types.is_null(kind):
-            kind = pa.string()
-        schema = schema.set(place, field.with_type(kind))
-    return _marked(schema, config)
 
 
 def _line_blocks(source: io.BufferedReader, name: str) -> Iterator[bytes]:

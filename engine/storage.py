@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -89,6 +90,16 @@ class System:
         """Open a folder, to sync it."""
         return os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
 
+    def hold(self, handle: int) -> bool:
+        """Lock a folder as long as it is open. False if another process holds it."""
+        import fcntl  # noqa: PLC0415 - not on every system
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def write(self, handle: int, data: memoryview) -> int:
         """Write the first of these bytes. Returns how many."""
         return os.write(handle, data)
@@ -128,11 +139,16 @@ _WRITE_BYTES_MAX: Final = 1 << 30
 
 
 class LocalStore:
-    """A `Store` in a local folder, which is made when it is first needed."""
+    """A `Store` in a local folder, which is made when it is first needed.
+
+    Several processes may use it at a time. Each holds a lock on what it has not finished, so that the others see what they may clear away.
+    """
 
     def __init__(self, root: str, system: System | None = None) -> None:
         self.where = root
         self._system = System() if system is None else system
+        self._token = secrets.token_hex(4)  # no other process's part has the same name, whatever becomes of that process
+        self._held: int | None = None  # the bundle that is being written
 
     def names(self) -> list[str]:
         return sorted(name for name in self.taken() if self._is_bundle(name))
@@ -149,12 +165,15 @@ class LocalStore:
     def begin(self, name: str) -> None:
         make_folder(self.where, self._system)
         for left in self._system.names(self.where):
-            if left.startswith(_HIDDEN) and left.endswith((".part", ".removed")):  # of a process that has died
-                self._remove_hidden(f"{self.where}/{left}")
+            if left.startswith(_HIDDEN) and left.endswith((".part", ".removed")):
+                self._clear(f"{self.where}/{left}")
         self._system.make_folder(self._part(name))
+        self._held = self._system.open_folder(self._part(name))
+        if not self._system.hold(self._held):
+            raise FileExistsError(errno.EEXIST, "another process clears it away", self._part(name))
 
     def _part(self, name: str) -> str:
-        return f"{self.where}/{_HIDDEN}{name}.part"
+        return f"{self.where}/{_HIDDEN}{name}.{self._token}.part"
 
     def put(self, name: str, file: str, data: Any) -> None:
         write_file(f"{self._part(name)}/{file}", data, self._system)
@@ -164,22 +183,42 @@ class LocalStore:
         self._sync_folder(self._part(name))
         self._system.rename(self._part(name), f"{self.where}/{name}")
         self._sync_folder(self.where)
+        self._release()
 
     def abandon(self, name: str) -> None:
-        if self._system.is_folder(self._part(name)):
-            self._remove_hidden(self._part(name))
+        try:
+            if self._held is not None and self._system.is_folder(self._part(name)):
+                self._remove_hidden(self._part(name))
+        finally:
+            self._release()
 
     def get(self, name: str, file: str, size_max: int) -> bytes:
         return self._system.read(f"{self.where}/{name}/{file}", size_max + 1)
 
     def remove(self, name: str) -> None:
-        hidden = f"{self.where}/{_HIDDEN}{name}.removed"
-        self._system.rename(f"{self.where}/{name}", hidden)
-        self._sync_folder(self.where)
-        self._remove_hidden(hidden)
+        hidden = f"{self.where}/{_HIDDEN}{name}.{self._token}.removed"
+        with contextlib.suppress(FileNotFoundError):  # another process did it
+            self._system.rename(f"{self.where}/{name}", hidden)
+            self._sync_folder(self.where)
+            self._clear(hidden)
 
     def free_bytes(self) -> int | None:
         return self._system.free_bytes(self.where)
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._system.close(held)
+
+    def _clear(self, folder: str) -> None:
+        """Remove what a process has left that died."""
+        with contextlib.suppress(FileNotFoundError):  # another process did it
+            handle = self._system.open_folder(folder)
+            try:
+                if self._system.hold(handle):
+                    self._remove_hidden(folder)
+            finally:
+                self._system.close(handle)
 
     def _remove_hidden(self, folder: str) -> None:
         for file in self._system.names(folder):

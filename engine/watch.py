@@ -54,9 +54,18 @@ class Watch:
         self.reported[slots] = reported
 
     def changed(
-        self, at_ns: int, reach_ns: int, scale: int, slots_used: int, memory: NDArray[np.int64], control: NDArray[np.int64]
+        self,
+        at_ns: int,
+        reach_ns: int,
+        scale: int,
+        slots_used: int,
+        touched: bool,
+        memory: NDArray[np.int64],
+        control: NDArray[np.int64],
     ) -> NDArray[np.int32]:
         """Slots whose score at an instant is another than was last reported; what it is counts as reported now.
+
+        `touched`: those too whose window holds transactions and may have changed since, which all are whose window has.
 
         Cost: a byte a slot, and a few random lines for each user whose window may have changed. All users are looked at the first time, and
         when the instant is before that of the last report or nearly a retention after it.
@@ -68,7 +77,9 @@ class Watch:
         for first in range(0, slots_used, _SLOTS_AT_ONCE):
             changed = np.empty(_SLOTS_AT_ONCE + at.MARK_LANES, np.int32)
             last = min(first + _SLOTS_AT_ONCE, slots_used)
-            count = list_changed(first, last, at_ns, reach_ns, scale, every, memory, control, self.marks, self.reported, due, changed)
+            count = list_changed(
+                first, last, at_ns, reach_ns, scale, every, touched, memory, control, self.marks, self.reported, due, changed
+            )
             found.append(changed[:count])
         self._at_ns = at_ns
         return np.concatenate(found) if found else np.empty(0, np.int32)

@@ -115,6 +115,7 @@ class Disk(System):
         self.during: Callable[[str], None] = lambda call: None
         self.free = 10**12
         self._handles: dict[int, File | Folder] = {}
+        self._held: set[int] = set()
         self._paths: dict[int, str] = {}
         self._opened = 0
         self._fail_at, self._manner, self._for_good = -1, "", False
@@ -224,6 +225,14 @@ class Disk(System):
         return self._open(folder, self.folder(folder))
 
     @_call
+    def hold(self, handle: int) -> bool:
+        others = (self._handles[other] for other in self._held if other != handle)
+        if any(node is self._handles[handle] for node in others):
+            return False
+        self._held.add(handle)
+        return True
+
+    @_call
     def write(self, handle: int, data: memoryview) -> int:
         node = self._handles[handle]
         assert isinstance(node, File)
@@ -242,6 +251,7 @@ class Disk(System):
     @_call
     def close(self, handle: int) -> None:
         del self._handles[handle]
+        self._held.discard(handle)
 
     @_call
     def read(self, file: str, size_max: int) -> bytes:

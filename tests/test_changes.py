@@ -182,3 +182,55 @@ class TestHowLongAScoreStays:
             empty = next((after_ns for after_ns in later if scores[after_ns] == 0.0), None)
             assert valid_until == (None if changed is None else changed - 1)
             assert zero_at == (empty if scores[at_ns] else None)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_cache_that_takes_the_updates_is_right(seed: int) -> None:
+    """Whoever keeps what `updates` lists, and drops users at their `zero_at`, has all features of all users."""
+    choose = random.Random(seed)
+    options = {"window": f"{choose.choice([3, 20])}ns", "lateness": f"{choose.choice([0, 30])}ns", "shards": choose.choice([1, 2])}
+    engine = RiskEngine(**OPTIONS, **options)
+    cache: dict[Any, dict[str, Any]] = {}
+    now_ns = at_ns = 0
+    for _ in range(60):
+        now_ns += choose.choice([0, 1, 2, 15, 300])
+        step = choose.random()
+        if step < 0.6:  # amounts alike, so that most scores stay as they are
+            engine.add(choose.randrange(5), choose.choice([1, 1, 1, 0]), max(now_ns - choose.choice([0, 0, 0, 4]), 0))
+        elif step < 0.7:
+            engine.expire()
+        elif step < 0.75:
+            engine.changes()
+            cache = {row["user_id"]: row for row in engine.updates(anew=True).to_pylist()}
+        elif step < 0.8:
+            cache = {row["user_id"]: row for row in engine.updates(anew=True).to_pylist()}
+        at_ns = max(at_ns, now_ns)
+        if engine.stats().clock is None:
+            continue
+        at = instant(at_ns)
+        listed = engine.updates(at=at).to_pylist()
+        assert len({row["user_id"] for row in listed}) == len(listed)
+        cache |= {row["user_id"]: row for row in listed}
+        held = {
+            user: row
+            for user, row in cache.items()
+            if row["count"] and row["zero_at"] > pa.scalar(at_ns, pa.timestamp("ns", "UTC")).as_py()
+        }
+        assert held == {row["user_id"]: row for row in engine.features(at=at).to_pylist() if row["count"]}
+        assert all(row["score"] == 0.0 for row in listed if row["count"] == 0)
+
+
+def test_updates_list_who_stays_longer_although_the_score_is_the_same() -> None:
+    engine = RiskEngine(window="10ns", **OPTIONS)
+    engine.add("alice", 5, 100)
+    engine.add("bob", 5, 100)
+    assert sorted(engine.updates()["user_id"].to_pylist()) == ["alice", "bob"]
+    engine.add("alice", 5, 103)
+    assert engine.changes().num_rows == 0
+    engine.add("alice", 5, 104)
+    table = engine.updates()
+    assert table.select(["user_id", "score"]).to_pylist() == [{"user_id": "alice", "score": 5.0}]
+    assert table["zero_at"].cast(pa.int64()).to_pylist() == [115]
+    left = engine.updates(at=instant(130)).sort_by("user_id").select(["user_id", "count"])
+    assert left.to_pydict() == {"user_id": ["alice", "bob"], "count": [0, 0]}
+    assert engine.updates(at=instant(131)).num_rows == 0

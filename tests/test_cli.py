@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -790,3 +791,10 @@ def test_data_parquet_is_made_by_its_command(riskring, tmp_path: Path) -> None:
     assert again.schema.equals(kept.schema)
     for name in kept.column_names:
         assert pc.all(pc.equal(again[name].cast(pa.string()), kept[name].cast(pa.string()))).as_py()
+
+
+def test_streams_that_begin_now(riskring, tmp_path: Path) -> None:
+    before = time.time_ns()
+    assert riskring("generate", "--rows", "10", "--start", "now", tmp_path / "live.parquet").code == 0
+    first = pa.parquet.read_table(tmp_path / "live.parquet")["timestamp"][0].value * 1000
+    assert before - 10**6 <= first <= time.time_ns() + 10**9

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine import CapacityError, RiskEngine
+from engine import CapacityError, RiskEngine, SchemaError
 from engine.columns import Columns, Ids, ids_of
 from engine.config import TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.index import random_keys, split_rows
@@ -456,3 +456,52 @@ class TestSeats:
         put(engine, *[(7, MOST, 0)] * 512)
         assert put(engine, (7, 1, 5)) == ["sum_overflow"]
         assert put(engine, (8, 1, 4)) == ["late"]
+
+
+class TestArrival:
+    """`max_ahead` measured from when each row arrived, whatever the clock on the wall says now."""
+
+    OPTIONS: ClassVar[dict[str, Any]] = {"users": 9, "time_unit": "ns", "max_ahead": "5ns"}
+
+    def test_rows_are_judged_as_if_each_had_come_alone_at_its_time(self) -> None:
+        choose = np.random.default_rng(7)
+        arrival_ns = np.cumsum(choose.integers(0, 4, 200))
+        time_ns = arrival_ns + choose.integers(-3, 12, 200)
+        users, amounts = choose.integers(0, 4, 200), choose.integers(1, 9, 200)
+        rows = {"user_id": users, "amount": amounts, "timestamp": time_ns}
+        whole = RiskEngine(**self.OPTIONS, now=lambda: 0)
+        result = whole.ingest(rows, arrival=arrival_ns)
+        wall = [0]
+        judge = Reference(Config.of(**self.OPTIONS))
+        single = RiskEngine(**self.OPTIONS, now=lambda: wall[0])
+        wanted = []
+        for row, wall[0] in enumerate(arrival_ns.tolist()):
+            one = (int(users[row]), int(amounts[row]), int(time_ns[row]))
+            wanted += [each.reason for each in judge.ingest([one], wall_ns=wall[0])]
+            single.add(*one)
+        assert result.rejected == {"future": wanted.count("future")}
+        assert 50 < wanted.count("future") < 150
+        assert whole.digest() == single.digest() == judge.digest()
+
+    @pytest.mark.parametrize("limit_ns", [TIME_NS_MIN, TIME_NS_MAX, -(2**63)])
+    def test_arrivals_at_the_ends_of_time(self, limit_ns: int) -> None:
+        engine = RiskEngine(**self.OPTIONS)
+        times = [TIME_NS_MIN, max(limit_ns, TIME_NS_MIN), min(max(limit_ns + 6, TIME_NS_MIN), TIME_NS_MAX)]
+        rows = {"user_id": [1, 2, 3], "amount": [1, 1, 1], "timestamp": times}
+        result = engine.ingest(rows, arrival=np.full(3, limit_ns))
+        assert result.rejected.get("future", 0) == sum(time_ns > limit_ns + 5 for time_ns in times)
+
+    @pytest.mark.parametrize("unit", ["s", "ms", "ns"])
+    def test_units_of_time(self, unit: str) -> None:
+        rows = {"user_id": [1, 2], "amount": [1, 1], "timestamp": [1_000_000_005, 1_000_000_006]}
+        second = {"s": 1, "ms": 1000, "ns": 10**9}[unit]
+        arrow = pa.chunked_array([pa.array([second], pa.timestamp(unit))] * 2)
+        for arrival in (arrow, arrow.combine_chunks(), np.full(2, second, f"datetime64[{unit}]")):
+            assert RiskEngine(**self.OPTIONS).ingest(rows, arrival=arrival).rejected == {"future": 1}
+
+    @pytest.mark.parametrize("arrival", [[1], [1, None], [1.0, 2.0], ["a", "b"], 5, pa.array([2**62, 2**62], pa.timestamp("s"))])
+    def test_others_are_refused_and_nothing_is_applied(self, arrival: Any) -> None:
+        engine = RiskEngine(**self.OPTIONS)
+        with pytest.raises(SchemaError, match="arrival must be 2 instants"):
+            engine.ingest({"user_id": [1, 2], "amount": [1, 1], "timestamp": [1, 1]}, arrival=arrival)
+        assert len(engine) == 0

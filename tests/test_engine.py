@@ -437,6 +437,11 @@ class TestScoresOut:
         with pytest.raises(ConfigError, match="k=-1"):
             engine.top(-1)
 
+    def test_equals_in_top_are_ordered_by_user(self) -> None:
+        engine = make()
+        engine.ingest(rows(*[(f"{user:02}", 1, 0) for user in reversed(range(30))]))
+        assert engine.top(7)["user_id"].to_pylist() == [f"{user:02}" for user in range(7)]
+
     def test_explain(self, engine: RiskEngine) -> None:
         explanation = engine.explain("a", at=second(60))
         assert (explanation.score, explanation.sum, explanation.count) == (15.0, Decimal("30.0000"), 2)

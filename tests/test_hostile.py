@@ -144,6 +144,16 @@ class TestDamagedColumns:
         with pytest.raises(SchemaError, match="the name of a column is not UTF-8"):
             make().ingest(pa.ipc.open_stream(sink.getvalue().to_pybytes().replace(b"amount_", b"amount\xff")))
 
+    def test_other_columns_whose_types_have_names_that_are_no_text(self) -> None:
+        """They are handed on with what is rejected, though nothing can be made of them."""
+        table = pa.table(rows(pa.array([1, 1, 2])) | {"more": pa.array([{"member": 1}] * 3)})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        damaged = sink.getvalue().to_pybytes().replace(b"member", b"memb\xa8r")
+        result = make().ingest(pa.ipc.open_stream(damaged))
+        assert (result.accepted, result.rejects().num_rows, result.rejects().num_columns) == (3, 0, 5)
+
     def test_amounts_of_half_precision_are_judged_as_such(self) -> None:
         """A changed bit makes them of others; the judge took them for float64."""
         amounts = pa.array(np.array([1.988, 2.1, 0.1, 0.00001], np.float16))
@@ -166,6 +176,8 @@ class TestDamagedColumns:
             assert (result.accepted, result.rounded) == (3, 2)
         else:
             assert (result.accepted, result.rejected) == (1, {"amount_out_of_range": 2})
+        found = verify(rows(pa.array([1, 2, 3]), times=0) | {"amount": amounts}, Config.of(time_unit="s", users=10))
+        assert found.equal, found.difference
 
     def test_half_of_a_surrogate_pair_is_no_id(self) -> None:
         engine, half = make(), "\ud800"

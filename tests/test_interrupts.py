@@ -41,6 +41,13 @@ class Work:
         self.under_way = False
 
 
+@pytest.fixture(name="work")
+def _work() -> Iterator[Work]:
+    work = Work()
+    yield work
+    work.may_go_on.set()
+
+
 class LetGoOn:
     """A lock; whoever of the main thread waits for it lets the work go on."""
 
@@ -57,9 +64,7 @@ class LetGoOn:
         self.lock.release()
 
 
-def test_a_file_is_not_closed_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = Work()
-
+def test_a_file_is_not_closed_while_it_is_written(work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Sink:
         write_table = staticmethod(work.do)
 
@@ -77,9 +82,7 @@ def test_a_file_is_not_closed_while_it_is_written(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_is_not_closed_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    work = Work()
-
+def test_a_file_is_not_closed_while_it_is_read(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     def batches() -> Iterator[int]:
         work.do()
         yield 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import re
+import threading
 import tracemalloc
 from itertools import count
 from pathlib import Path
@@ -37,6 +40,25 @@ class TestFolders:
             assert kept == [f"snapshot-{which:020}" for which in range(max(1, number - 2), number + 1)]
             assert tell(load(disk_store(disk))) == number
             assert tell(load(disk_store(disk, f"/disk/{kept[0]}/.."[: len("/disk")]))) == number
+
+    def test_a_position_that_is_not_accepted_is_passed_over(self) -> None:
+        engine, disk = make(), Disk()
+        for number in (1, 2, 3):
+            engine.ingest(batch("int64", [(number, 1, number)]))
+            engine.save(disk_store(disk), position={"offset": number})
+        asked = []
+
+        def accept(position: Any) -> str | None:
+            asked.append(position["offset"])
+            return None if position["offset"] == 2 else f"offset {position['offset']} is not in the log"
+
+        loaded = load(disk_store(disk), accept=accept)
+        assert (asked, tell(loaded), len(loaded), loaded.clock_ns, loaded.id_kind) == ([3, 2], {"offset": 2}, 2, 2, "int64")
+        assert loaded.restored is not None
+        ((name, why),) = loaded.restored.passed_over
+        assert (name, why) == ("snapshot-00000000000000000003", "/disk/snapshot-00000000000000000003: offset 3 is not in the log")
+        with pytest.raises(SnapshotError, match=r"3: no; .*2: no; .*1: no"):
+            load(disk_store(disk), accept=lambda _: "no")
 
     def test_the_newest_whole_one_is_loaded_and_those_passed_over_are_named(self) -> None:
         engine, disk = make(), Disk()
@@ -110,6 +132,44 @@ class TestFolders:
         engine.save(disk_store(disk), position="next")
         assert sorted(disk.folder("/disk").names) == ["snapshot-00000000000000000001", "snapshot-00000000000000000002"]
         assert tell(load(disk_store(disk))) == "next"
+
+    def test_parts_and_remains_that_another_process_works_on_are_left_alone(self, tmp_path: Path) -> None:
+        engine = make()
+        engine.ingest(batch("int64", [(1, 1, 1)]))
+        mine, other = LocalStore(str(tmp_path)), LocalStore(str(tmp_path))
+        other.begin("snapshot-00000000000000000001")
+        other.put("snapshot-00000000000000000001", "transactions-00000.parquet", b"not done yet")
+        for position in range(4):
+            engine.save(mine, position=position)
+        (working,) = (name for name in os.listdir(tmp_path) if name.startswith("."))
+        assert os.listdir(tmp_path / working) == ["transactions-00000.parquet"]
+        other.abandon("snapshot-00000000000000000001")
+        assert sorted(os.listdir(tmp_path)) == [f"snapshot-{number:020}" for number in (2, 3, 4)]
+
+    def test_two_processes_of_which_one_stands_still_both_save(self, tmp_path: Path) -> None:
+        """The one that was stopped in the midst of it goes on when others have gone past it: its snapshot is there, or an error is."""
+        engine = make()
+        engine.ingest(batch("int64", [(1, 1, 1)]))
+        stopped, may_go_on = threading.Event(), threading.Event()
+
+        class Stopped(LocalStore):
+            def publish(self, name: str, manifest: bytes) -> None:
+                stopped.set()
+                may_go_on.wait()
+                super().publish(name, manifest)
+
+        saving = engine.start_save(Stopped(str(tmp_path)), position="stopped")
+        stopped.wait()
+        other = make()
+        other.ingest(batch("int64", [(1, 1, 1)]))
+        other.save(tmp_path, position="other")
+        may_go_on.set()
+        with pytest.raises(SnapshotError, match="could not be written"):  # the other one has its number
+            saving.result()
+        assert tell(load(tmp_path)) == "other"
+        engine.save(tmp_path, position="again")
+        assert tell(load(tmp_path)) == "again"
+        assert sorted(os.listdir(tmp_path)) == [f"snapshot-{number:020}" for number in (1, 2)]
 
     def test_what_is_not_ours_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "snapshot-1").mkdir()
@@ -425,7 +485,10 @@ class TestFailures:
         engine, disk, _ = some(3)
         disk.calls.clear()
         engine.save(disk_store(disk, WHERE), position="new")
-        part, old = f"{WHERE}/.riskring-snapshot-00000000000000000004.part", f"{WHERE}/.riskring-snapshot-00000000000000000001.removed"
+        part, old = (
+            next(path for _, path in disk.calls if re.fullmatch(rf"{WHERE}/\.riskring-snapshot-0*{number}\.[0-9a-f]+\.{end}", path))
+            for number, end in ((4, "part"), (1, "removed"))
+        )
         effects = [call for call in disk.calls if call[0] in ("make_folder", "sync", "rename", "remove_file", "remove_folder")]
         assert effects == [
             ("sync", "/data"),

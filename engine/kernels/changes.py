@@ -28,7 +28,7 @@ def next_change(memory, base, at_ns, left_ns, reach_ns):
     return instant
 
 
-@kernel(i64, i64, i64, i64, i64, i64, boolean, I64, I64, U8, F64, I32, I32)
+@kernel(i64, i64, i64, i64, i64, i64, boolean, boolean, I64, I64, U8, F64, I32, I32)
 def list_changed(
     first,  # ()   int64    in     slots from here, a multiple of 64,
     last,  # ()   int64    in     to here are looked at
@@ -36,12 +36,13 @@ def list_changed(
     reach_ns,  # ()   int64    in     how far back a window counts
     scale,  # ()   int64    in     units per 1 of the currency
     every,  # ()   bool     in     look into all of them, not only those whose watch is due
+    touched,  # ()   bool     in     list also users with a window that may have changed, though their score has not
     memory,  # ...  int64    in     see Shard
     control,  # ...  int64    in
     watch,  # (m,) uint8    inout  0: no change to come; else MARKED and an epoch
     reported,  # (m,) float64  inout  what was last reported of each slot
     due,  # (k,) int32    out    scratch, k >= last - first + 64
-    changed,  # (k,) int32    out    slots whose score at `at` is another than was reported
+    changed,  # (k,) int32    out    slots whose score at `at` is another than was reported, and what `touched` adds
 ):
     """List the slots whose score has changed, remember what it is now, and watch for the next change. Returns how many.
 
@@ -69,7 +70,7 @@ def list_changed(
             continue
         high, low, counted = window_units(memory, control, base, at_ns, left_ns)
         score = mean(high, low, max(counted, 1) * scale)
-        if score != reported[slot]:
+        if score != reported[slot] or (touched and counted > 0):
             reported[slot] = score
             changed[natural(found)] = slot
             found += 1

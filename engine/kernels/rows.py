@@ -53,14 +53,14 @@ from engine.kernels.probing import ask_bytes, ask_line, ask_slot, bytes_between,
 SUM_LIMIT_HIGH = 1 << 30  # 2**62 >> 32
 
 
-@kernel(i64, I64_IN, I64_IN, U8, boolean, i64, i64, i64, i64, i64, I64, I64)
+@kernel(i64, I64_IN, I64_IN, U8, boolean, i64, I64, i64, i64, i64, I64, I64)
 def admit_rows(
     time_ns,  # (n,)  int64  in     event times
     units,  # (n,)  int64  in     amounts
     reasons,  # (n,)  uint8  inout  0, or why the row is not applied
     has_clock,  # ()    bool   in     whether any row was accepted before
     clock_now,  # ()    int64  in     the clock before the first row
-    latest_ns,  # ()    int64  in     later rows are too far ahead of the wall clock
+    latest_ns,  # (m,)  int64  in     later rows are too far ahead of the wall clock; m = n, or 1 for all rows alike
     jump_ns,  # ()    int64  in     rows further ahead of the clock are refused; -1: none are
     lateness_ns,  # ()    int64  in     rows further behind the clock are refused
     future,  # ()    int64  in     code of the reason; jump and late follow it
@@ -71,12 +71,13 @@ def admit_rows(
 
     Sequential; no random lines.
     """
+    each = np.int64(1) if len(latest_ns) > 1 else np.int64(0)
     admitted = 0
     greatest = np.int64(0)
     for row in range(len(time_ns)):
         if reasons[row] == 0:
             time = time_ns[row]
-            if time > latest_ns:
+            if time > latest_ns[row * each]:
                 reasons[row] = future
             elif has_clock and jump_ns >= 0 and minus(time, jump_ns) > clock_now:
                 reasons[row] = future + 1

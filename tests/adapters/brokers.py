@@ -48,6 +48,10 @@ CONFIG = {
     "broker.heartbeat.interval.ms": "500",
     "offsets.topic.num.partitions": "3",
     "transaction.state.log.num.partitions": "3",
+    # Messages of any Kafka time are kept, unless a topic is made with `retention.ms`; then old ones are gone within seconds, not minutes.
+    "log.retention.ms": "-1",
+    "log.retention.check.interval.ms": "1000",
+    "log.initial.task.delay.ms": "500",
     # A member that died is missed after 6 s, or sooner if a test's clients ask for it: 45 s by default, and no less than 6.
     "group.min.session.timeout.ms": "500",
     "group.consumer.min.session.timeout.ms": "500",

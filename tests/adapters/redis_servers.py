@@ -24,10 +24,14 @@ class Redis:
     def __init__(self, folder: Path, config: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._port = Port()
-        lines = CONFIG | {"port": str(self._port.number), "dir": str(folder)} | dict(config or {})
+        lines = CONFIG | {"port": str(self.port), "dir": str(folder)} | dict(config or {})
         (folder / "redis.conf").write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
         self.process = Process(["redis-server", str(folder / "redis.conf")], folder / "log")
         self.start()
+
+    @property
+    def port(self) -> int:
+        return self._port.number
 
     @property
     def url(self) -> str:

@@ -51,8 +51,17 @@ class TestOneBroker:
         kafka.heal()
         assert values(kafka, name) == [b"a"]
 
+    def test_messages_go_after_their_time_if_a_topic_says_so_and_never_else(self, kafka: Cluster, topic: Callable[..., str]) -> None:
+        short, long = topic(retention_ms="60000"), topic()
+        for name in (short, long):
+            kafka.send(name, [b"old"], timestamp_ms=1_000)
+        until(lambda: values(kafka, short) == [], what="the end of an old message")
+        kafka.send(short, [b"new"])
+        assert [(message.offset(), message.value()) for message in kafka.read(short)] == [(1, b"new")]
+        assert values(kafka, long) == [b"old"]
+
     def test_a_topic_made_anew_is_empty(self, kafka: Cluster, topic: Callable[..., str]) -> None:
-        name = topic(2, retention_ms="-1")
+        name = topic(2)
         kafka.send(name, [b"a"], partition=1)
         kafka.delete_topic(name)
         assert kafka.partitions(name) == {}

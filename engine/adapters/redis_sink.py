@@ -1,0 +1,232 @@
+"""Scores in Redis, plain and readable by any client: a key for each user, and a hash for each partition that says what they are worth.
+
+    {prefix}{user}                    the score, as the shortest decimal that gives the same float64; expires when the score is 0.0
+    {prefix}~{topic}:{partition}      position clock at owner exact_from topic_id partitions state, and fence
+
+Instants are nanoseconds since the epoch. The fields of the hash describe the last tick that was written whole. `fence` is the position and
+the instant of the newest tick of which anything was written: each script compares it first, and writes all of its keys or none. So a
+process that does not know yet that its partition is another's by now, or one that starts again from an older snapshot, never puts an older
+score in place of a newer one. The script also says which fence it found. If that is none, or older than what this process wrote last, Redis
+has lost data (it was flushed, or restarted without them, or a replica took over), and everything is published anew.
+
+Users without a transaction in the window have no key: theirs expires at `zero_at`. Only when the engine's clock is ahead of the clock on
+the wall, by no more than `max_ahead`, are keys deleted, since those would stay until the wall clock is there.
+
+Partition p is on server p modulo the number of servers; that is the caller's to decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from engine.errors import ConfigError, ConnectorError
+from engine.ticks import Lost, Published, Refused, Tick
+
+#: Users of one script, and scripts on their way at a time.
+_USERS_AT_ONCE: Final = 2000
+_CHUNKS_AT_ONCE: Final = 8
+
+#: How long Redis may take to answer.
+_ANSWER_SECONDS: Final = 3.0
+
+#: Compares fences as texts of whole numbers: Redis has only floats, which do not hold nanoseconds.
+#: KEYS: the hash, users. ARGV: position, instant, number of fields, these and their values, then for each user a score, "" if the key shall
+#: go, and when it expires, in milliseconds.
+_SCRIPT: Final = """
+local function before(a, b)
+  if #a ~= #b then return #a < #b end
+  return a < b
+end
+local fence = redis.call('HGET', KEYS[1], 'fence')
+if fence then
+  local position, at = string.match(fence, '^(%d+):(%d+)$')
+  if before(ARGV[1], position) or (ARGV[1] == position and before(ARGV[2], at)) then return {0, fence} end
+end
+local fields = tonumber(ARGV[3])
+local next = 4 + 2 * fields
+for user = 2, #KEYS do
+  if ARGV[next] == '' then
+    redis.call('DEL', KEYS[user])
+  else
+    redis.call('SET', KEYS[user], ARGV[next], 'PXAT', ARGV[next + 1])
+  end
+  next = next + 2
+end
+redis.call('HSET', KEYS[1], 'fence', ARGV[1] .. ':' .. ARGV[2], unpack(ARGV, 4, 3 + 2 * fields))
+return {1, fence or ''}
+"""
+
+
+class RedisSink:
+    """One Redis server.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`, as redis-py has them. Neither it nor what it holds is ever shown.
+        prefix: Of all keys.
+
+    Raises:
+        ConfigError: It is no such URL.
+        ConnectorError: The server cannot be reached, or would throw scores away.
+    """
+
+    def __init__(self, url: str, prefix: str = "risk:") -> None:
+        self.prefix = prefix
+        self._client = connect(url)
+        self.where = where(self._client)
+        self._fences: dict[tuple[str, int], tuple[int, int]] = {}
+        with told(self.where):
+            self._client.ping()
+            self._check_policy()
+            self._script = self._client.script_load(_SCRIPT)
+
+    def _check_policy(self) -> None:
+        memory = self._client.info("memory")
+        policy, most = memory.get("maxmemory_policy", "noeviction"), memory.get("maxmemory", 0)
+        if policy != "noeviction" and most:
+            raise ConnectorError(
+                f"{self.where}: maxmemory-policy is {policy}, which throws scores away when memory is short, so that they would be read as "
+                "'no risk'; set it to noeviction"
+            )
+
+    def publish(self, tick: Tick) -> Published | Refused | Lost:
+        """Write a tick: its users a few thousand at a time, what it says of the partition with the last of them.
+
+        Raises:
+            ConnectorError: Redis cannot be reached or refuses. The same tick may be published again.
+
+        Cost: some 3 us a user of Redis's own time, as much of this process's.
+        """
+        place = tick.topic, tick.partition
+        fence = tick.position, tick.at_ns
+        chunks = list(self._chunks(tick))
+        with told(self.where):
+            for first in range(0, len(chunks), _CHUNKS_AT_ONCE):
+                for written, found in self._write(chunks[first : first + _CHUNKS_AT_ONCE]):
+                    there = _fence_of(found)
+                    if not written:
+                        assert there is not None
+                        self._fences[place] = there
+                        return Refused(there)
+                    last = self._fences.get(place)
+                    if last is not None and (there is None or there < last):
+                        del self._fences[place]  # the next tick is of everything
+                        return Lost()
+                    self._fences[place] = fence
+        return Published()
+
+    def _write(self, chunks: list[list[Any]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for chunk in chunks:
+            pipeline.execute_command("EVALSHA", self._script, *chunk)
+        try:
+            return list(pipeline.execute())
+        except redis.exceptions.NoScriptError:  # it was restarted
+            self._check_policy()
+            self._script = self._client.script_load(_SCRIPT)
+            return self._write(chunks)
+
+    def _chunks(self, tick: Tick) -> Iterator[list[Any]]:
+        """Arguments of the script, one list a call."""
+        key = heartbeat_key(self.prefix, tick.topic, tick.partition)
+        fields = {
+            "position": tick.position,
+            "clock": "" if tick.clock_ns is None else tick.clock_ns,
+            "at": tick.at_ns,
+            "owner": tick.owner,
+            "exact_from": "" if tick.exact_from_ns is None else tick.exact_from_ns,
+            "topic_id": tick.topic_id,
+            "partitions": tick.partitions,
+            "state": tick.state,
+        }
+        told_at_last = [item for pair in fields.items() for item in pair]
+        keys, values = self._users(tick)
+        for first in range(0, max(len(keys), 1), _USERS_AT_ONCE):
+            last = first + _USERS_AT_ONCE
+            some = told_at_last if last >= len(keys) else []
+            mine = keys[first:last]
+            yield [1 + len(mine), key, *mine, tick.position, tick.at_ns, len(some) // 2, *some, *values[2 * first : 2 * last]]
+
+    def _users(self, tick: Tick) -> tuple[list[Any], list[Any]]:
+        """A key of each user, and in turn their scores and when these expire."""
+        users = tick.users
+        if users is None or len(users) == 0:
+            return [], []
+        if tick.at_ns <= tick.wall_ns:  # keys of those who have no transaction any more have expired
+            users = users.filter(pc.greater(users["count"], 0))
+        there = pc.greater(users["count"], 0)
+        scores = pc.if_else(there, users["score"].cast(pa.string()), "")
+        zero_ns = users["zero_at"].cast(pa.int64()).fill_null(0).to_numpy()  # null: there is none, and the key goes
+        expiry_ms = -(-zero_ns // 1_000_000)  # not before: an absent key means 0.0
+        values: list[Any] = [None] * (2 * len(users))
+        values[0::2], values[1::2] = scores.to_pylist(), expiry_ms.tolist()
+        return user_keys(self.prefix, users["user_id"]), values
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+
+def user_keys(prefix: str, users: Any) -> list[bytes]:
+    """The key of each user: the prefix, and the id as UTF-8 text, integers in decimal, or its bytes."""
+    users = users.combine_chunks() if isinstance(users, pa.ChunkedArray) else users
+    if pa.types.is_integer(users.type):
+        users = users.cast(pa.string())
+    kind = pa.large_binary()
+    keys: list[bytes] = pc.binary_join_element_wise(pa.scalar(prefix.encode(), kind), users.cast(kind), pa.scalar(b"", kind)).to_pylist()
+    return keys
+
+
+def heartbeat_key(prefix: str, topic: str, partition: int) -> str:
+    """The key of a partition's hash."""
+    return f"{prefix}~{topic}:{partition}"
+
+
+def _fence_of(text: Any) -> tuple[int, int] | None:
+    if not text:
+        return None
+    position, _, at = str(text, "ascii").partition(":")
+    return int(position), int(at)
+
+
+def connect(url: str) -> Any:
+    """A client of the server at a URL, which is not reached yet.
+
+    Raises:
+        ConfigError: It is no URL of Redis.
+    """
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_timeout=_ANSWER_SECONDS,
+            socket_connect_timeout=_ANSWER_SECONDS,
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.01), 2),
+            retry_on_error=[redis.exceptions.ConnectionError],
+        )
+    except (ValueError, redis.exceptions.RedisError):
+        scheme = url.partition(":")[0] if ":" in url else "nothing"
+        raise ConfigError(f"a URL of Redis begins with {scheme!r}; wanted redis://HOST:PORT, rediss://HOST:PORT or unix://PATH") from None
+
+
+def where(client: Any) -> str:
+    """The server of a client, without secrets."""
+    options = client.connection_pool.connection_kwargs
+    return f"Redis at {options.get('path') or '{}:{}'.format(options.get('host', 'localhost'), options.get('port', 6379))}"
+
+
+@contextmanager
+def told(server: str) -> Iterator[None]:
+    """Errors of the client as errors that say where, and nothing that is secret."""
+    try:
+        yield
+    except redis.exceptions.AuthenticationError:
+        raise ConnectorError(f"{server}: the password or user name is refused; check the URL") from None
+    except (redis.exceptions.RedisError, OSError) as error:
+        raise ConnectorError(f"{server}: {type(error).__name__}: {error}") from None

@@ -1,0 +1,409 @@
+"""Messages of a topic as rows, and rows as messages. No broker here: bytes in, tables out, and the other way round.
+
+    arrow   one Arrow IPC stream, not compressed: record batches with the three columns, of any type that is listed below; begins with 0xFF
+    json    one JSON object, one row; begins with {
+
+A message is taken whole or not at all, and what becomes of it depends on nothing but its own bytes (and the kind of ids that is tried
+first): not on the messages that it happened to come with. Bytes come from anywhere: sizes are bounded before memory is taken, types are
+those of a short list, and everything is looked through (`validate`) before a kernel reads it unchecked.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from engine.columns import check_schema
+from engine.config import Config
+from engine.errors import SchemaError
+from engine.ndjson import marked, parsed, quoting
+from engine.outputs import json_lines
+
+#: Why a message is not taken: its bytes make no sense; its columns or types cannot be used; it is larger than the limits.
+UNDECODABLE: Final = "undecodable"
+WRONG_SCHEMA: Final = "wrong_schema"
+TOO_LARGE: Final = "too_large"
+
+#: Columns that `decode` adds: the offset of a row's message, and its place in that.
+OFFSET: Final = "_offset"
+ROW: Final = "_row"
+
+_BYTES_MAX: Final = 64 << 20
+_ROWS_MAX: Final = 1 << 22
+
+#: Between JSON messages. Each begins with a brace, so what one leaves open meets `{}` and then `{`, which no JSON allows.
+_BETWEEN: Final = b"\n{}\n"
+
+#: Batches of fewer rows than this, on average, are copied into one.
+_FEW_ROWS: Final = 4096
+
+#: So many JSON messages are parsed together, and so many where some of these are not in order.
+_TOGETHER: Final = 1 << 14
+_FEW: Final = 1 << 7
+
+#: What ids of JSON messages can be, in the order in which it is tried.
+_IDS: Final = {"string": pa.string(), "int64": pa.int64(), "uint64": pa.uint64()}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rows of messages that follow each other in the log and have ids of one kind.
+
+    Attributes:
+        table: Arrow table of the user id, amount and timestamp, OFFSET (int64) and ROW (int32).
+        kind: Kind of the ids.
+        arrival_ns: (rows,) int64, when each row's message arrived.
+    """
+
+    table: Any
+    kind: str
+    arrival_ns: NDArray[np.int64]
+
+
+class Decoded(NamedTuple):
+    """What messages hold.
+
+    Attributes:
+        runs: Rows, in the order of the log.
+        dead: (offset, reason, text) of each message that was not taken, in the order of the log.
+    """
+
+    runs: list[Run]
+    dead: list[tuple[int, str, str]]
+
+
+def decode(
+    values: Sequence[bytes | None], offsets: NDArray[np.int64], arrival_ns: NDArray[np.int64], config: Config, kind: str | None
+) -> Decoded:
+    """Rows of messages.
+
+    Args:
+        values: (n,) their bytes; None for those without any.
+        offsets: (n,) int64, rising.
+        arrival_ns: (n,) int64, when each arrived.
+        config: Names of the columns, and `time_unit`.
+        kind: Kind of ids that is to be expected, if it is known.
+
+    Returns:
+        Decoded: each message is in a run, or dead.
+
+    Cost: Arrow messages some 20 us each and what validating strings takes; JSON messages some 400 ns each, ten times that for each one
+    that is dead.
+    """
+    found: list[_Rows] = []
+    dead: list[tuple[int, str, str]] = []
+    messages = _Json(values, config, kind)
+    for is_json, group in groupby(range(len(values)), lambda place: (values[place] or b"")[:1] == b"{"):
+        places = list(group)
+        for rows in messages.rows(places) if is_json else _arrow_rows(values, places, config):
+            if isinstance(rows, _MessageError):
+                dead.append((int(offsets[rows.place]), rows.reason, str(rows)))
+            else:
+                found.append(rows)
+    alike = groupby(found, lambda rows: (rows.kind, rows.batches[0].schema))
+    return Decoded([_run(kind, list(group), offsets, arrival_ns) for (kind, _), group in alike], dead)
+
+
+class _Rows(NamedTuple):
+    """Rows of some messages: of each message at `places` the next `counts`; None: one."""
+
+    kind: str
+    batches: list[Any]
+    places: list[int]
+    counts: list[int] | None
+
+
+class _MessageError(Exception):
+    """A message cannot be taken."""
+
+    def __init__(self, reason: str, text: object) -> None:
+        super().__init__(str(text))
+        self.place, self.reason = -1, reason
+
+
+def _run(kind: str, parts: list[_Rows], offsets: NDArray[np.int64], arrival_ns: NDArray[np.int64]) -> Run:
+    places = np.concatenate([np.array(part.places) for part in parts])
+    rows = np.zeros(len(places), np.int32)
+    table = pa.Table.from_batches([batch for part in parts for batch in part.batches])
+    if any(part.counts is not None for part in parts):
+        counts = np.concatenate([np.ones(len(part.places), np.int64) if part.counts is None else np.array(part.counts) for part in parts])
+        ends = np.cumsum(counts)
+        rows = (np.arange(len(table)) - np.repeat(ends - counts, counts)).astype(np.int32)
+        places = np.repeat(places, counts)
+    if len(table) < _FEW_ROWS * table[0].num_chunks:
+        table = table.combine_chunks()
+    table = table.append_column(OFFSET, pa.array(offsets[places])).append_column(ROW, pa.array(rows))
+    return Run(table, kind, arrival_ns[places])
+
+
+# ---- JSON ------------------------------------------------------------------------------------------------------------------------
+
+
+class _Json:
+    """Messages that begin with a brace: together by Arrow's parser where all of them are in order, else one by one by Python's.
+
+    What Arrow's takes Python's takes too, with the same values, so that it does not matter which of them has read a message.
+    """
+
+    def __init__(self, values: Sequence[bytes | None], config: Config, kind: str | None) -> None:
+        self._values, self._config, self._kind = values, config, kind
+        self._quoted = quoting(config)
+
+    def rows(self, places: list[int]) -> Iterator[_Rows | _MessageError]:
+        for together in _chunks(places, _TOGETHER):
+            batch = self._together(together)
+            if batch is not None:
+                yield batch
+                continue
+            for few in _chunks(together, _FEW):
+                batch = self._together(few) if len(few) < len(together) else None
+                if batch is not None:
+                    yield batch
+                else:
+                    yield from self._one_by_one(few)
+
+    def _together(self, places: list[int]) -> _Rows | None:
+        """A row of each message; None if any of them is not one object with an id of this kind."""
+        values = [self._values[place] or b"" for place in places]
+        kind = self._kind if self._kind in _IDS else self._kind_of_first(values[0])
+        return self._parsed(values, places, kind)
+
+    def _parsed(self, values: list[bytes], places: list[int], kind: str) -> _Rows | None:
+        config = self._config
+        schema = pa.schema([(config.user_id, _IDS[kind]), (config.amount, pa.string()), (config.timestamp, pa.string())])
+        block = _BETWEEN.join([*values, b""])
+        if len(block) > _BYTES_MAX or ((b"NaN" in block or b"Inf" in block) and _NOT_PYTHONS.search(block)):
+            return None
+        try:
+            str(block, "utf-8")  # also of members that are left out
+            table = parsed(self._quoted(block), schema, 0).combine_chunks()
+        except (pa.ArrowException, UnicodeError):
+            return None
+        if len(table) != 2 * len(places):
+            return None
+        batch = table.take(np.arange(0, len(table), 2)).combine_chunks().to_batches()[0]
+        return _Rows(kind, [pa.RecordBatch.from_arrays(batch.columns, schema=marked(schema, config))], places, None)
+
+    def _kind_of_first(self, value: bytes) -> str:
+        try:
+            return self._row(value)[0] or "string"
+        except _MessageError:
+            return "string"
+
+    def _one_by_one(self, places: list[int]) -> Iterator[_Rows | _MessageError]:
+        read: list[tuple[int, str, tuple[Any, str | None, str | None]]] = []
+        for place in places:
+            try:
+                kind, row = self._row(self._values[place] or b"")
+            except _MessageError as error:
+                error.place = place
+                yield error
+            else:
+                read.append((place, kind or self._kind or "string", row))
+        for kind, group in groupby(read, lambda each: each[1]):
+            mine = list(group)
+            columns = zip(*(row for _, _, row in mine), strict=True)
+            config, types = self._config, (_IDS.get(kind, pa.string()), pa.string(), pa.string())
+            names = (config.user_id, config.amount, config.timestamp)
+            schema = marked(pa.schema(list(zip(names, types, strict=True))), config)
+            arrays = [pa.array(column, each) for column, each in zip(columns, types, strict=True)]
+            yield _Rows(kind, [pa.RecordBatch.from_arrays(arrays, schema=schema)], [place for place, _, _ in mine], None)
+
+    def _row(self, value: bytes) -> tuple[str | None, tuple[Any, str | None, str | None]]:
+        """The kind of a message's id, None if it is null, and the row."""
+        if len(value) > _BYTES_MAX:
+            raise _MessageError(TOO_LARGE, f"{len(value):,} bytes, more than {_BYTES_MAX:,}")
+        config = self._config
+        try:
+            members = _LOADER.decode(str(self._quoted(value), "utf-8"))
+        except ValueError as error:
+            raise _MessageError(UNDECODABLE, error) from None
+        except RecursionError:  # then what the other parser says, to which depth is nothing
+            for kind in sorted(_IDS, key=lambda each: each != self._kind):
+                alone = self._parsed([value], [0], kind)
+                if alone is not None:
+                    return kind, tuple(alone.batches[0].to_pylist()[0].values())
+            raise _MessageError(UNDECODABLE, "it is nested too deeply, and not in order") from None
+        names = (config.user_id, config.amount, config.timestamp)
+        found = [[member for name, member in members if name == wanted] for wanted in names]
+        if any(len(each) > 1 for each in found):
+            raise _MessageError(WRONG_SCHEMA, f"a member is there twice, of {', '.join(names)}")
+        user_id, amount, time = (each[0] if each else None for each in found)
+        for name, member in ((config.amount, amount), (config.timestamp, time)):
+            if not isinstance(member, str | None):
+                raise _MessageError(WRONG_SCHEMA, f"{name!r} is {_shown(member)}, wanted a number or a string")
+        texts = (_text(amount), _text(time))
+        if isinstance(user_id, _Number):
+            number = int(user_id) if _INTEGER.fullmatch(user_id) else 2**64
+            if not -(2**63) <= number < 2**64:
+                raise _MessageError(WRONG_SCHEMA, f"{config.user_id!r} is {_shown(user_id)}, wanted a string or an integer of 64 bits")
+            kind = "uint64" if number >= 2**63 or (self._kind == "uint64" and number >= 0) else "int64"
+            return kind, (number, *texts)
+        if not isinstance(user_id, str | None):
+            raise _MessageError(WRONG_SCHEMA, f"{config.user_id!r} is {_shown(user_id)}, wanted a string or an integer")
+        return None if user_id is None else "string", (_text(user_id), *texts)
+
+
+#: Numbers that only Arrow's parser takes, and members that look like them.
+_NOT_PYTHONS: Final = re.compile(rb"[:\[,\s]-?(?:NaN|Inf)")
+
+
+class _Number(str):
+    """A number as it was written."""
+
+
+#: Members as pairs, so that those that are there twice are seen; numbers as they are written.
+_LOADER: Final = json.JSONDecoder(object_pairs_hook=tuple, parse_float=_Number, parse_int=_Number, parse_constant=_Number)
+_INTEGER: Final = re.compile(r"-?[0-9]{1,20}")
+
+
+def _text(member: str | None) -> str | None:
+    try:
+        return None if member is None else str(member.encode(), "utf-8")
+    except UnicodeEncodeError as error:  # half of a surrogate pair
+        raise _MessageError(UNDECODABLE, error) from None
+
+
+def _shown(member: object) -> str:
+    text = repr(member)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _chunks(places: list[int], count: int) -> Iterator[list[int]]:
+    return (places[first : first + count] for first in range(0, len(places), count))
+
+
+# ---- Arrow -----------------------------------------------------------------------------------------------------------------------
+
+
+def _arrow_rows(values: Sequence[bytes | None], places: list[int], config: Config) -> Iterator[_Rows | _MessageError]:
+    """Rows of messages that are Arrow streams; all others are dead."""
+    for place in places:
+        value = values[place]
+        try:
+            if not value or value[:1] != b"\xff":
+                raise _MessageError(UNDECODABLE, "it begins neither with 0xFF, as an Arrow stream does, nor with {, as a JSON object does")
+            if len(value) > _BYTES_MAX:
+                raise _MessageError(TOO_LARGE, f"{len(value):,} bytes, more than {_BYTES_MAX:,}")
+            rows = _arrow_message(value, place, config)
+            if rows is not None:
+                yield rows
+        except _MessageError as error:
+            error.place = place
+            yield error
+
+
+def _arrow_message(value: bytes, place: int, config: Config) -> _Rows | None:
+    try:
+        for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(value)):
+            if _is_compressed(message.metadata):
+                raise _MessageError(WRONG_SCHEMA, "its buffers are compressed; let Kafka compress messages instead (compression.type)")
+        reader = pa.ipc.open_stream(pa.py_buffer(value))
+        wanted = check_schema(reader.schema, config, "")
+        for index in wanted:
+            _check_type(reader.schema.field(index))
+        batches, rows = [], 0
+        for batch in reader:
+            rows += batch.num_rows
+            if rows > _ROWS_MAX:
+                raise _MessageError(TOO_LARGE, f"more than {_ROWS_MAX:,} rows")
+            plain = pa.RecordBatch.from_arrays(
+                [batch.column(index) for index in wanted], names=[config.user_id, config.amount, config.timestamp]
+            )
+            plain.validate(full=True)
+            batches.append(plain)
+    except SchemaError as error:
+        raise _MessageError(WRONG_SCHEMA, error) from None
+    except (pa.ArrowException, OSError, MemoryError, UnicodeError, struct.error, IndexError) as error:
+        raise _MessageError(UNDECODABLE, error) from None
+    return _Rows(_kind_of(batches[0].schema.field(0).type), batches, [place], [rows]) if rows else None
+
+
+def _check_type(field: Any) -> None:
+    """Types whose values are no larger than their bytes: with dictionaries and views a small message can hold a huge column."""
+    kind = field.type
+    if pa.types.is_dictionary(kind) or isinstance(kind, pa.BaseExtensionType) or str(kind).endswith("_view") or pa.types.is_null(kind):
+        plain = "integers, decimals, floats, timestamps, strings or binary"
+        raise _MessageError(WRONG_SCHEMA, f"column {field.name!r} is {kind}; send plain {plain}")
+
+
+def _kind_of(kind: Any) -> str:
+    if pa.types.is_integer(kind):
+        return "uint64" if pa.types.is_uint64(kind) else "int64"
+    return "string" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else "binary"
+
+
+def _is_compressed(metadata: Any) -> bool:
+    """Whether the header of a message says that its buffers are compressed: table `Message`, its `header`, that one's `compression`.
+
+    Reading such a message takes as much memory as it says, whatever its size.
+    """
+    data = metadata.to_pybytes()
+    message = struct.unpack_from("<I", data)[0]
+    kind, header = _field(data, message, 1), _field(data, message, 2)
+    if not kind or not header or data[kind] not in (_DICTIONARY, _RECORD_BATCH):
+        return False
+    batch = _table(data, header)
+    if data[kind] == _DICTIONARY:  # which has a record batch in it
+        inner = _field(data, batch, 1)
+        batch = _table(data, inner) if inner else 0
+    return batch != 0 and _field(data, batch, 3) != 0
+
+
+#: Types of a message's header, in Arrow's `Message.fbs`.
+_DICTIONARY: Final = 2
+_RECORD_BATCH: Final = 3
+
+
+def _table(data: bytes, place: int) -> int:
+    """Where the flatbuffers table lies to which a field points."""
+    return place + int(struct.unpack_from("<I", data, place)[0])
+
+
+def _field(data: bytes, table: int, number: int) -> int:
+    """Where a field of a flatbuffers table lies; 0 if it is not there."""
+    vtable = table - struct.unpack_from("<i", data, table)[0]
+    if vtable < 0:
+        raise struct.error("a table points before the message")
+    slot = 4 + 2 * number
+    place = struct.unpack_from("<H", data, vtable + slot)[0] if slot < struct.unpack_from("<H", data, vtable)[0] else 0
+    if place and table + place >= len(data):
+        raise struct.error("a table points behind the message")
+    return table + place if place else 0
+
+
+# ---- rows to messages ------------------------------------------------------------------------------------------------------------
+
+
+def encode_arrow(batch: Any) -> bytes:
+    """An Arrow stream of a batch, not compressed.
+
+    Example:
+        >>> encode_arrow(pa.record_batch({"user_id": [1]}))[:4].hex()
+        'ffffffff'
+    """
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch) if isinstance(batch, pa.RecordBatch) else writer.write_table(batch)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def encode_json(rows: Any) -> list[bytes]:
+    """A JSON object of each row, with all columns; values are exact, what is not finite is null.
+
+    Example:
+        >>> encode_json(pa.table({"user_id": ["alice"], "amount": [1.5]}))
+        [b'{"user_id":"alice","amount":1.5}']
+    """
+    table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+    return bytes(json_lines(table)).split(b"\n")[:-1] if len(table) else []

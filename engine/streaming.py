@@ -1,0 +1,242 @@
+"""The commands of the streaming node: `node`, and `produce`, which fills its topic."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.errors import ConfigError, EngineError
+from engine.flags import Parser, add_engine_flags, command, engine_options, size
+from engine.terminal import progress, show_aligned, show_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Rows of an Arrow message: a few hundred kilobytes, below the megabyte that brokers take by default.
+_ROWS_PER_MESSAGE: Final = 8192
+
+
+def _add_cluster(parser: Parser) -> None:
+    group = parser.add_argument_group("Kafka")
+    parser.flag("--brokers", group=group, metavar="HOST:PORT,...", help="where to find the cluster")
+    parser.flag("--topic", group=group, metavar="TOPIC", help="which topic")
+    parser.flag("--kafka", group=group, action="append", default=[], shown=False, metavar="NAME=VALUE", help="an option of librdkafka")
+    parser.flag(
+        "--kafka-config", group=group, metavar="FILE", help="options of librdkafka, a NAME=VALUE a line: for passwords and the like"
+    )
+
+
+def client_options(args: argparse.Namespace) -> dict[str, str]:
+    """Options of librdkafka: those of the file, and those given one by one.
+
+    Raises:
+        ConfigError: One is no NAME=VALUE, or the file cannot be read. Values are not shown.
+    """
+    lines = list(args.kafka)
+    if args.kafka_config:
+        try:
+            with open(args.kafka_config, encoding="utf-8") as file:
+                lines = [line.strip() for line in file if line.strip() and not line.startswith("#")] + lines
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--kafka-config {args.kafka_config}: {error}") from None
+    options = {}
+    for line in lines:
+        name, is_there, value = line.partition("=")
+        if not is_there:
+            raise ConfigError("--kafka and the lines of --kafka-config are NAME=VALUE; one has no '='")
+        options[name.strip()] = value.strip()
+    return options
+
+
+def _wanted(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if not getattr(args, name.replace("-", "_")):
+            raise ConfigError(f"{args.parser.prog.split()[-1]} needs --{name}")
+
+
+# ---- node ------------------------------------------------------------------------------------------------------------------------
+
+
+def add_node(commands: Any) -> None:
+    """Add `riskring node`."""
+    parser = command(
+        commands,
+        "node",
+        _node,
+        "keep the scores of a Kafka topic, as a member of a group, and publish them in Redis",
+        "`node status` shows what the partitions of a topic say of themselves in Redis.",
+        "riskring node --brokers localhost:9092 --topic payments --group risk --state state --redis redis://localhost",
+        "riskring node status --redis redis://localhost",
+    )
+    parser.add_argument("what", nargs="?", choices=("status",), help="show the heartbeats in Redis, and end")
+    _add_cluster(parser)
+    group = parser.add_argument_group("node")
+    parser.flag("--group", group=group, metavar="GROUP", help="consumer group; its members share the partitions")
+    parser.flag("--group-protocol", group=group, choices=("classic", "consumer"), default="classic", help="how they do (consumer: KIP-848)")
+    parser.flag("--state", group=group, metavar="DIR", help="folder or URI of snapshots, the same for all of the group")
+    parser.flag("--snapshot-every", group=group, default="30s", metavar="DURATION", help="how often each partition is saved")
+    parser.flag("--from-start", group=group, action="store_true", default=False, help="without a snapshot, read the whole log")
+    parser.flag(
+        "--no-check-partition", group=group, action="store_true", default=False, help="the producers do not partition as Kafka's own do"
+    )
+    parser.flag("--dead-letter-topic", group=group, metavar="TOPIC", help="where messages and rows go that were not applied")
+    parser.flag("--scores-topic", group=group, metavar="TOPIC", help="where each row goes with its score")
+    parser.flag("--redis", group=group, metavar="URL,...", help="where scores are published; partition p on server p mod n")
+    parser.flag("--prefix", group=group, default="risk:", metavar="TEXT", help="of keys in Redis")
+    parser.flag("--tick", group=group, default="250ms", metavar="DURATION", help="how often they are published")
+    parser.flag("--owner", group=group, shown="host:process", metavar="NAME", help="what this node calls itself")
+    parser.flag("--metrics", group=group, metavar="HOST:PORT", help="answer Prometheus there")
+    parser.flag("--log", group=group, choices=("logfmt", "json"), default="logfmt", help="form of the log, on standard error")
+    add_engine_flags(parser, shards=1, clock="wall", time_unit="ms")
+
+
+def _node(args: argparse.Namespace) -> int:
+    if args.what == "status":
+        return _status(args)
+    _wanted(args, "brokers", "topic", "group")
+    from engine.config import duration_ns  # noqa: PLC0415 - see `_imported`
+    from engine.node import Node, Plan  # noqa: PLC0415 - compiles kernels
+
+    options: dict[str, Any] = {"clock": "wall", "time_unit": "ms", "shards": 1} | engine_options(args)
+    if args.redis and options["clock"] != "wall":
+        raise ConfigError("--clock event: scores in Redis expire by the clock on the wall; leave --redis or --clock out")
+    plan = Plan(
+        topic=args.topic,
+        group=args.group,
+        owner=args.owner or f"{socket.gethostname()}:{os.getpid()}",
+        engine=options,
+        state=args.state,
+        from_start=args.from_start,
+        check_partition=not args.no_check_partition,
+        tick_seconds=_seconds(args.tick, "tick", duration_ns),
+        snapshot_seconds=_seconds(args.snapshot_every, "snapshot-every", duration_ns),
+    )
+    with _imported("kafka"):
+        from engine.adapters.kafka_producer import KafkaOutput, KafkaProducer  # noqa: PLC0415 - an extra
+        from engine.adapters.kafka_source import KafkaSource  # noqa: PLC0415 - an extra
+        from engine.adapters.logs import logger  # noqa: PLC0415 - an extra
+        from engine.adapters.metrics import NodeMeters  # noqa: PLC0415 - an extra
+    log = logger(args.log == "json")
+    meters, sinks = NodeMeters(), _sinks(args)
+    kafka = client_options(args)
+    source = KafkaSource(
+        args.brokers, args.topic, args.group, args.group_protocol, kafka, lambda event, **told: log("warning", event, **told)
+    )
+    output = None
+    if args.dead_letter_topic or args.scores_topic:
+        output = KafkaOutput(KafkaProducer(args.brokers, kafka), args.topic, args.dead_letter_topic, args.scores_topic)
+    node = Node(plan, source, sinks, output, log, time.time_ns, meters)
+    meters.show(node, source.lag)
+    if args.metrics:
+        meters.serve(args.metrics)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: node.stop())
+    told = {"topic": args.topic, "topic_id": source.topic_id, "partitions": source.partitions, "group": args.group, "state": args.state}
+    log("info", "node", owner=plan.owner, redis=[sink.where for sink in sinks], **told)
+    node.run()
+    log("info", "ended", owner=plan.owner)
+    return 0
+
+
+def _seconds(text: str, name: str, duration_ns: Callable[..., int]) -> float:
+    found = duration_ns(text, name) / 1e9
+    if found <= 0:
+        raise ConfigError(f"--{name} {text} must be more than 0")
+    return found
+
+
+def _sinks(args: argparse.Namespace) -> list[Any]:
+    if not args.redis:
+        return []
+    with _imported("redis"):
+        from engine.adapters.redis_sink import RedisSink  # noqa: PLC0415 - an extra
+    return [RedisSink(url.strip(), args.prefix) for url in args.redis.split(",")]
+
+
+class _imported:  # noqa: N801 - reads as a word of the statement
+    """An extra that is not there is told as what to install."""
+
+    def __init__(self, extra: str) -> None:
+        self._extra = extra
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("engine"):
+            raise EngineError(f"{error.name} is not installed; pip install 'riskring[{self._extra}]'") from None
+
+
+def _status(args: argparse.Namespace) -> int:
+    _wanted(args, "redis")
+    with _imported("redis"):
+        from engine.adapters.redis_cache import heartbeats  # noqa: PLC0415 - an extra
+
+    rows = heartbeats([url.strip() for url in args.redis.split(",")], args.prefix, time.time_ns())
+    if args.json:
+        show_json(rows)
+    elif rows:
+        show_aligned([tuple(rows[0]), *(tuple(map(str, row.values())) for row in rows)], (1, 2, 4))
+    else:
+        print("riskring: no partition has published anything there", file=sys.stderr)
+    return 0
+
+
+# ---- produce ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_produce(commands: Any) -> None:
+    """Add `riskring produce`."""
+    parser = command(
+        commands,
+        "produce",
+        _produce,
+        "send the rows of files to a Kafka topic",
+        "A user's rows go to one partition, in order, each once.",
+        "riskring produce payments.parquet --brokers localhost:9092 --topic payments",
+        "riskring generate --rows 1M -o - | riskring produce - --brokers localhost:9092 --topic payments --format json --rate 50k",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="Parquet, Arrow IPC, CSV or NDJSON file, folder, glob, or -")
+    _add_cluster(parser)
+    group = parser.add_argument_group("messages")
+    parser.flag("--format", group=group, choices=("arrow", "json"), default="arrow", help="many rows a message, or one")
+    parser.flag(
+        "--rows-per-message", group=group, type=size, default=_ROWS_PER_MESSAGE, shown="8192", metavar="N", help="of --format arrow"
+    )
+    parser.flag("--rate", group=group, type=size, metavar="N", help="rows a second at most")
+    add_engine_flags(parser)
+
+
+def _produce(args: argparse.Namespace) -> int:
+    _wanted(args, "brokers", "topic")
+    if args.rows_per_message < 1 or (args.rate is not None and args.rate < 1):
+        raise ConfigError("--rows-per-message and --rate must be at least 1")
+    with _imported("kafka"):
+        from engine.adapters.kafka_producer import KafkaProducer  # noqa: PLC0415 - an extra
+    from engine.config import Config  # noqa: PLC0415 - start-up
+    from engine.produce import messages_of  # noqa: PLC0415 - imports pyarrow
+
+    config = Config.of(**engine_options(args))
+    producer = KafkaProducer(args.brokers, client_options(args))
+    partitions = producer.partitions(args.topic)
+    sent = rows = 0
+    began = time.monotonic()
+    try:
+        with progress(quiet=args.quiet) as advance:
+            for count, key, partition, value in messages_of(args.files, config, partitions, args.format, args.rows_per_message):
+                if args.rate:
+                    time.sleep(max(began + rows / args.rate - time.monotonic(), 0))
+                producer.send(args.topic, value, key, partition)
+                rows, sent = rows + count, sent + 1
+                advance(rows)
+    finally:
+        producer.flush()
+        if not args.quiet:
+            seconds = time.monotonic() - began
+            print(f"riskring: {rows:,} rows in {sent:,} messages to {args.topic}, {rows / max(seconds, 1e-9):,.0f} rows/s", file=sys.stderr)
+    return 0

@@ -1,0 +1,179 @@
+"""Nodes as processes, rows for them, and what their states and Redis must be: an engine over each partition's whole log."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from engine import RiskEngine
+from engine.messages import encode_arrow
+from engine.partitions import partition_of
+from engine.userids import ids_of_one
+from tests.adapters.brokers import Cluster
+from tests.adapters.processes import Process, until
+
+Row = tuple[str, float, int]
+
+#: Long enough that no transaction leaves the window while a test runs.
+OPTIONS: dict[str, Any] = {"window": "30m", "users": 20_000, "time_unit": "ms"}
+
+
+class NodeProcess(Process):
+    """`riskring node`."""
+
+    def __init__(self, folder: Path, cluster: Cluster, topic: str, *flags: str, name: str = "node", group: str = "group") -> None:
+        program = "from engine.cli import process; process()"
+        words = ["node", "--brokers", cluster.bootstrap, "--topic", topic, "--group", group, "--state", str(folder / "state")]
+        engine = ["--window", OPTIONS["window"], "--users", str(OPTIONS["users"])]
+        fast = ["--kafka", "session.timeout.ms=3000", "--kafka", "heartbeat.interval.ms=300"]
+        fast = [] if "consumer" in flags else fast
+        command = [sys.executable, "-c", program, *words, *engine, *fast, "--owner", name, "--log", "json", *flags]
+        super().__init__(command, folder / f"{name}.log")
+        self.launch()
+
+    def events(self, event: str = "") -> list[dict[str, Any]]:
+        """Lines of the log, those of an event."""
+        found = []
+        for line in self.log.read_text().splitlines():
+            if line.startswith("{"):
+                told = json.loads(line)
+                if event in ("", told["event"]):
+                    found.append(told)
+        return found
+
+    def wait_for(self, event: str, count: int = 1, seconds: float = 60.0) -> list[dict[str, Any]]:
+        """Until the log has an event so often."""
+
+        def there() -> list[dict[str, Any]]:
+            found = self.events(event)
+            assert self.alive or len(found) >= count, self.log.read_text()[-3000:]
+            return found if len(found) >= count else []
+
+        return until(there, seconds, f"{event!r}")
+
+
+def live_rows(count: int, users: int = 200, seed: int = 1) -> list[Row]:
+    """Rows of the last minutes, nearly in order."""
+    choose, now = random.Random(seed), time.time_ns() // 1_000_000
+    return [
+        (f"user {choose.randrange(users)}", choose.randrange(-50, 1000) / 4, now - 60_000 + place // 10 - choose.randrange(500))
+        for place in range(count)
+    ]
+
+
+def partition(user: str, partitions: int) -> int:
+    return int(partition_of(ids_of_one(user, "user_id"), partitions)[0])
+
+
+def batch_of(rows: Iterable[Row]) -> pa.RecordBatch:
+    users, amounts, times = zip(*rows, strict=True)
+    return pa.record_batch({"user_id": pa.array(users), "amount": pa.array(amounts), "timestamp": pa.array(times, pa.timestamp("ms"))})
+
+
+def send(cluster: Cluster, topic: str, rows: list[Row], partitions: int, form: str = "json") -> None:
+    """Rows as messages, all delivered when this returns."""
+    producer = Producer(
+        {"bootstrap.servers": cluster.bootstrap, "acks": "all", "partitioner": "murmur2_random", "linger.ms": 5, "log_level": 0}
+    )
+    if form == "json":
+        for user, amount, time_ms in rows:
+            value = json.dumps({"user_id": user, "amount": amount, "timestamp": time_ms})
+            producer.produce(topic, value, key=user)
+            producer.poll(0)
+    else:
+        chosen = [partition(row[0], partitions) for row in rows]
+        for number in range(partitions):
+            mine = [row for row, where in zip(rows, chosen, strict=True) if where == number]
+            for first in range(0, len(mine), 500):
+                producer.produce(topic, encode_arrow(batch_of(mine[first : first + 500])), partition=number)
+    assert producer.flush(60) == 0
+
+
+def log_of(cluster: Cluster, topic: str, number: int) -> list[Any]:
+    """All messages of a partition."""
+    consumer = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": "judge", "enable.auto.commit": False, "log_level": 0})
+    try:
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=20)
+        consumer.assign([TopicPartition(topic, number, low)])
+        found: list[Any] = []
+        end = time.monotonic() + 60
+        while low < high and (not found or found[-1].offset() < high - 1):
+            assert time.monotonic() < end
+            found += [message for message in consumer.consume(10_000, 0.2) if message.error() is None]
+        return found
+    finally:
+        consumer.close()
+
+
+def judged(messages: list[Any], position: int, **options: Any) -> RiskEngine:
+    """An engine over the messages before a position, one after the other, read with nothing of the node's."""
+    engine = RiskEngine(**(OPTIONS | {"max_ahead": None} | options))
+    for message in messages:
+        if message.offset() >= position:
+            break
+        value = message.value()
+        if value[:1] == b"{":
+            row = json.loads(value)
+            engine.add(row["user_id"], row["amount"], row["timestamp"])
+        else:
+            engine.ingest(pa.ipc.open_stream(value).read_all())
+    return engine
+
+
+def check_states(folder: Path, cluster: Cluster, topic: str, partitions: int) -> int:
+    """The last snapshots are of the ends of the logs, and each is what an engine makes of its log. Returns their transactions."""
+    transactions = 0
+    for number in range(partitions):
+        messages = log_of(cluster, topic, number)
+        with RiskEngine.load(folder / "state" / str(number)) as engine, judged(messages, 2**62) as judge:
+            assert engine.restored is not None
+            assert engine.restored.position["offset"] == (messages[-1].offset() + 1 if messages else 0)
+            assert engine.digest() == judge.digest()
+            transactions += judge.stats().transactions
+    return transactions
+
+
+def heartbeat(client: Any, topic: str, number: int) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in client.hgetall(f"risk:~{topic}:{number}").items()}
+
+
+def check_redis(client: Any, cluster: Cluster, topic: str, partitions: int) -> int:
+    """Every score in Redis is that of the tick its partition tells, and there are no others. Returns how many there are."""
+    expected: dict[bytes, float] = {}
+    for number in range(partitions):
+        beat = heartbeat(client, topic, number)
+        with judged(log_of(cluster, topic, number), int(beat["position"])) as judge:
+            if judge.clock_ns is not None:
+                table = judge.features(at=np.datetime64(int(beat["at"]), "ns"))
+                expected |= {
+                    b"risk:" + user.encode(): score
+                    for user, score, count in zip(*(table[name].to_pylist() for name in ("user_id", "score", "count")), strict=True)
+                    if count
+                }
+    keys = [key for key in client.scan_iter(count=10_000) if not key.startswith(b"risk:~")]
+    found = dict(zip(keys, map(float, client.mget(keys)), strict=True)) if keys else {}
+    assert found == expected
+    return len(found)
+
+
+def published(client: Any, topic: str, partitions: int, ends: list[int]) -> bool:
+    """Whether the last tick of each partition covers its log."""
+    beats = [heartbeat(client, topic, number) for number in range(partitions)]
+    return all(beat and int(beat["position"]) >= end for beat, end in zip(beats, ends, strict=True))
+
+
+def ends_of(cluster: Cluster, topic: str, partitions: int) -> list[int]:
+    consumer = Consumer({"bootstrap.servers": cluster.bootstrap, "group.id": "judge", "log_level": 0})
+    try:
+        return [consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=20)[1] for number in range(partitions)]
+    finally:
+        consumer.close()

@@ -1,0 +1,259 @@
+"""Messages to rows: each by itself, whole or not at all, whatever came with it; and rows to messages and back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from engine import RiskEngine
+from engine.columns import ids_of
+from engine.config import Config
+from engine.messages import OFFSET, ROW, TOO_LARGE, UNDECODABLE, WRONG_SCHEMA, Decoded, decode, encode_arrow, encode_json
+from engine.partitions import partition_of
+
+CONFIG = Config.of(time_unit="ms", users=10)
+
+
+def read(values: list[bytes | None], kind: str | None = None, config: Config = CONFIG) -> Decoded:
+    return decode(values, np.arange(len(values)) * 3 + 5, np.arange(len(values)) * 1000, config, kind)
+
+
+def _plain(table: Any) -> Any:
+    """A type of times that Python can have whatever they are."""
+    kind = table.schema.field("timestamp").type
+    return pa.int64() if pa.types.is_timestamp(kind) else kind
+
+
+def told(values: list[bytes | None], kind: str | None = None) -> list[Any]:
+    """What became of each message: a reason, or kind and rows."""
+    decoded = read(values, kind)
+    became: dict[int, Any] = {(offset - 5) // 3: reason for offset, reason, _ in decoded.dead}
+    order = []
+    for run in decoded.runs:
+        assert run.table.column_names == ["user_id", "amount", "timestamp", OFFSET, ROW]
+        run.table.validate(full=True)
+        plain = run.table.set_column(2, "timestamp", run.table["timestamp"].cast(_plain(run.table)))
+        for *row, offset, number in (tuple(each.values()) for each in plain.to_pylist()):
+            place = (offset - 5) // 3
+            order.append((place, number))
+            rows = became.setdefault(place, [run.kind if row[0] is not None else None])
+            assert len(rows) == number + 1
+            rows.append(tuple(str(value) for value in row))
+        assert run.arrival_ns.tolist() == [(offset - 5) // 3 * 1000 for offset in run.table[OFFSET].to_pylist()]
+    assert order == sorted(order)
+    assert [offset for offset, *_ in decoded.dead] == sorted(offset for offset, *_ in decoded.dead)
+    return [became.get(place, []) for place in range(len(values))]
+
+
+def arrow(table: Any, **options: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def some(count: int = 2, ids: Any = None) -> Any:
+    return pa.table(
+        {
+            "user_id": pa.array(range(count), pa.int64()) if ids is None else ids,
+            "amount": pa.array([1.5] * count, pa.float64()),
+            "timestamp": pa.array(range(count), pa.timestamp("ms")),
+        }
+    )
+
+
+GOOD = b'{"user_id":"a","amount":1,"timestamp":5}'
+JSON = {
+    GOOD: ["string", ("a", "1", "5")],
+    b'{"user_id":7,"amount":1.25,"timestamp":5}': ["int64", ("7", "1.25", "5")],
+    b'{"user_id":-9223372036854775808,"amount":"1.25","timestamp":"2025-01-01"}': ["int64", (str(-(2**63)), "1.25", "2025-01-01")],
+    b'{"user_id":18446744073709551615}': ["uint64", (str(2**64 - 1), "None", "None")],
+    b'{"user_id":null}': [None, ("None", "None", "None")],
+    b"{}": [None, ("None", "None", "None")],
+    b'{"other":{"user_id":3,"amount":[4]},"user_id":"b"} \r\n': ["string", ("b", "None", "None")],
+    b'{\n"user_id"\t:\n"c\\n\\u00e9\\u0000",\n"amount" :\n 2}': ["string", ("c\né\0", "2", "None")],
+    b'{"user_id":"a","amount":NaN,"x":Infinity}': ["string", ("a", "NaN", "None")],
+    b'{"user_id":"a","amount":1e400}': ["string", ("a", "1e400", "None")],
+    b'{"user_id":"NaN, Inf"}': ["string", ("NaN, Inf", "None", "None")],
+    b'{"x":' + b"[" * 5000 + b"]" * 5000 + b',"user_id":"deep"}': ["string", ("deep", "None", "None")],
+    b'{"x":' + b"[" * 5000 + b"]" * 4999 + b',"user_id":"deep"}': UNDECODABLE,
+    b'{"user_id":true}': WRONG_SCHEMA,
+    b'{"user_id":1.0}': WRONG_SCHEMA,
+    b'{"user_id":18446744073709551616}': WRONG_SCHEMA,
+    b'{"user_id":-9223372036854775809}': WRONG_SCHEMA,
+    b'{"user_id":["a"]}': WRONG_SCHEMA,
+    b'{"user_id":"a","amount":true}': WRONG_SCHEMA,
+    b'{"user_id":"a","amount":{}}': WRONG_SCHEMA,
+    b'{"user_id":"a","timestamp":[5]}': WRONG_SCHEMA,
+    b'{"user_id":"a","user_id":"b"}': WRONG_SCHEMA,
+    b'{"user_id":null,"user_id":"b"}': WRONG_SCHEMA,
+    b'{"amount":1,"amount":1}': WRONG_SCHEMA,
+    b'{"user_id":"a"}{"user_id":"b"}': UNDECODABLE,
+    b'{"user_id":"a"}\n{"user_id":"b"}': UNDECODABLE,
+    b'{"user_id":"a"},': UNDECODABLE,
+    b'{"user_id":"a"}null': UNDECODABLE,
+    b'{"user_id":"a"}\0': UNDECODABLE,
+    b'{"user_id":"a"': UNDECODABLE,
+    b'{"user_id":"a","x":': UNDECODABLE,
+    b'{"user_id":"a","x":[': UNDECODABLE,
+    b'{"user_id":"a","x":"': UNDECODABLE,
+    b'{"user_id":"a","': UNDECODABLE,
+    b'{"user_id":"a","x":{"y":1}': UNDECODABLE,
+    b'{"user_id":"a",}': UNDECODABLE,
+    b"{": UNDECODABLE,
+    b"{}}": UNDECODABLE,
+    b'{"user_id":"a","x":Inf}': UNDECODABLE,
+    b'{"user_id":"a","x":-NaN}': UNDECODABLE,
+    b'{"user_id":"a","x":01}': UNDECODABLE,
+    b'{"user_id":"\xff"}': UNDECODABLE,
+    b'{"user_id":"a","x":"\xff"}': UNDECODABLE,
+    b'{"user_id":"\\ud800"}': UNDECODABLE,
+    b'{"user_id":"a\tb"}': UNDECODABLE,
+    b"\xef\xbb\xbf{}": UNDECODABLE,
+    b'"user_id"': UNDECODABLE,
+    b"[]": UNDECODABLE,
+    b"null": UNDECODABLE,
+    b"": UNDECODABLE,
+    None: UNDECODABLE,
+}
+
+
+@pytest.mark.parametrize("value", JSON, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize("kind", [None, "string", "int64", "binary"])
+def test_json_by_example(value: bytes | None, kind: str | None) -> None:
+    """Alone, between others that are in order, and between others that are not."""
+    assert told([value], kind) == [JSON[value]]
+    assert told([GOOD, value, GOOD], kind)[1] == JSON[value]
+    assert told([b"{", value, b'{"user_id":"a"}}'], kind) == [UNDECODABLE, JSON[value], UNDECODABLE]
+
+
+_PIECES = st.sampled_from(
+    [
+        *(b"{", b"}", b"[", b"]", b'"', b":", b",", b" ", b"\n", b"\\", b"\xff", b"\0", b"{}", b"\n{}\n"),
+        *(b'"user_id"', b'"amount":', b'"timestamp":', b"1", b"-2.5", b"e3", b"5", b"NaN", b"Inf", b"null", b"true", b'"a"'),
+    ]
+)
+
+
+@st.composite
+def _edited(draw: Any) -> bytes | None:
+    """A message in order, with some pieces of it replaced."""
+    value = bytearray(draw(st.sampled_from([each for each in JSON if each is not None and len(each) < 200])))
+    for _ in range(draw(st.integers(0, 3))):
+        start = draw(st.integers(0, len(value)))
+        value[start : start + draw(st.integers(0, 6))] = draw(_PIECES)
+    return bytes(value)
+
+
+@given(st.lists(_edited(), min_size=1, max_size=6), st.sampled_from([None, "string", "int64", "uint64"]), st.integers(1, 5))
+@example([b'{"x":', b"{}", b'{"y":1}'], "string", 2)
+@example([b'{"x":[{}', b"{}]}", b'{"y":1}'], "string", 1)
+@settings(max_examples=1500)
+def test_a_message_is_what_it_is_alone(values: list[bytes | None], kind: str | None, size: int) -> None:
+    together = told(values, kind)
+    assert together == [told([value], kind)[0] for value in values]
+    apart = [told(values[first : first + size], kind) for first in range(0, len(values), size)]
+    assert together == list(itertools.chain.from_iterable(apart))
+
+
+@pytest.mark.parametrize("bad", [0, 1, 127, 128, 129, 20_000])
+def test_many_messages_of_which_one_is_bad(bad: int) -> None:
+    values: list[bytes | None] = [b'{"user_id":%d,"amount":%d.5,"timestamp":%d}' % (each % 7, each, each) for each in range(20_001)]
+    values[bad] = b'{"user_id":{}}'
+    decoded = read(values, "int64")
+    assert [(offset, reason) for offset, reason, _ in decoded.dead] == [(3 * bad + 5, WRONG_SCHEMA)]
+    found = pa.concat_tables([run.table for run in decoded.runs])
+    kept = [each for each in range(20_001) if each != bad]
+    assert found[OFFSET].to_pylist() == [3 * each + 5 for each in kept]
+    assert found["user_id"].to_pylist() == [each % 7 for each in kept]
+    assert found["amount"].to_pylist() == [f"{each}.5" for each in kept]
+    assert set(found[ROW].to_pylist()) == {0}
+
+
+def test_arrow_messages_of_several_batches_and_types() -> None:
+    two = pa.concat_tables([some(3), some(2)])
+    texts = some(2, pa.array(["x", None]))
+    decoded = read([arrow(some(3)), arrow(two), GOOD, arrow(texts), arrow(some(0)), arrow(some(1, pa.array([b"\0"])))])
+    assert decoded.dead == []
+    assert [(run.kind, len(run.table)) for run in decoded.runs] == [("int64", 8), ("string", 1), ("string", 2), ("binary", 1)]
+    assert decoded.runs[0].table[OFFSET].to_pylist() == [5, 5, 5, 8, 8, 8, 8, 8]
+    assert decoded.runs[0].table[ROW].to_pylist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert decoded.runs[0].arrival_ns.tolist() == [0] * 3 + [1000] * 5
+
+
+BOMB = pa.table(
+    {"user_id": [1], "amount": [1], "timestamp": pa.array([1], pa.timestamp("s")), "x": pa.array(["z" * 10_000]).dictionary_encode()}
+)
+BAD_ARROW = {
+    "compressed": (arrow(some(), compression="zstd"), WRONG_SCHEMA),
+    "a compressed dictionary": (arrow(BOMB, compression="lz4"), WRONG_SCHEMA),
+    "dictionary": (arrow(some(2, pa.array(["a", "b"]).dictionary_encode())), WRONG_SCHEMA),
+    "null type": (arrow(some(2, pa.nulls(2))), WRONG_SCHEMA),
+    "no amount": (arrow(some().drop(["amount"])), WRONG_SCHEMA),
+    "text amounts": (arrow(some().set_column(1, "amount", pa.array(["1", "2"]))), WRONG_SCHEMA),
+    "two users": (arrow(some().append_column("user_id", pa.array([1, 2]))), WRONG_SCHEMA),
+    "cut off": (arrow(some())[:-30], UNDECODABLE),
+    "first bytes": (b"\xff\xff\xff\xff", UNDECODABLE),
+    "nothing but": (b"\xff" * 400, UNDECODABLE),
+    "not UTF-8": (arrow(some(2, pa.array(["abc", "defg"]))).replace(b"abcdefg", b"abc\xff\xfe\xfdg"), UNDECODABLE),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARROW)
+def test_arrow_messages_that_are_not_taken(name: str) -> None:
+    value, reason = BAD_ARROW[name]
+    good = arrow(some())
+    assert told([value]) == [reason]
+    assert told([good, value, good]) == [told([good])[0], reason, told([good])[0]]
+
+
+def test_extension_types_are_not_taken() -> None:
+    ids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16, b"1" * 16], pa.binary(16)))
+    assert told([arrow(some(2, ids))]) == [WRONG_SCHEMA]
+    assert told([arrow(some(2, ids.storage))])[0][0] == "binary"
+
+
+def test_messages_that_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.messages._BYTES_MAX", 900)
+    monkeypatch.setattr("engine.messages._ROWS_MAX", 9)
+    long = b'{"user_id":"%s"}' % (b"x" * 900)
+    assert told([long, GOOD, arrow(some(9)), arrow(some(2).replace_schema_metadata({"x": "y" * 900}))])[:2] == [TOO_LARGE, JSON[GOOD]]
+    assert told([arrow(some(10).select(["user_id", "amount", "timestamp"]).cast(some(1).schema))]) == [TOO_LARGE]
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12))
+@settings(max_examples=400)
+def test_arrow_messages_with_changed_bytes_never_harm(seed: int, edits: int) -> None:
+    random = np.random.default_rng(seed)
+    ids = [None, pa.array(["a", None]), pa.array([b"\0\1", b""], pa.large_binary())][seed % 3]
+    value = bytearray(arrow(some(2, ids)))
+    for _ in range(edits):
+        value[random.integers(len(value))] = random.integers(256)
+    damaged = bytes(value)
+    assert told([GOOD, damaged, GOOD]) == [JSON[GOOD], told([damaged])[0], JSON[GOOD]]
+    engine = RiskEngine(users=10, max_ahead=None, time_unit="ms")
+    for run in read([damaged]).runs:
+        partition_of(ids_of(run.table["user_id"].combine_chunks(), "user_id"), 3)
+        engine.ingest(run.table)
+
+
+@pytest.mark.parametrize("ids", [pa.array(['é\n"', "", None]), pa.array([-(2**63), 2**63 - 1, None])])
+def test_there_and_back(ids: Any) -> None:
+    table = some(3, ids).set_column(1, "amount", pa.array([0.1, -1e20, None]))
+    for value in ([encode_arrow(table)], encode_json(table.set_column(2, "timestamp", pa.array([0, 1, 2])))):
+        engines = [RiskEngine(users=10, max_ahead=None, time_unit="ms", decimals=2) for _ in range(2)]
+        engines[0].ingest(table)
+        for run in read(list(value)).runs:
+            engines[1].ingest(run.table)
+        assert engines[0].digest() == engines[1].digest()
+        assert engines[0].stats().rejected == engines[1].stats().rejected
+    assert encode_json(table.slice(0, 0)) == []
+    assert [json.loads(text)["user_id"] for text in encode_json(table)] == ids.to_pylist()
