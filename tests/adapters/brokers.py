@@ -88,9 +88,8 @@ class Broker:
         lines = {**config, "log.dirs": str(folder / "data")}
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
         (folder / "log4j2.properties").write_text(LOGGING)
-        java = [*JAVA, f"-Dlog4j2.configurationFile=file:{folder / 'log4j2.properties'}", "-cp", f"{lib}/*"]
-        self._java = java
-        self.process = Process([*java, "kafka.Kafka", str(self._properties)], self.log)
+        self._java = [*JAVA, f"-Dlog4j2.configurationFile=file:{folder / 'log4j2.properties'}", "-cp", f"{lib}/*"]
+        self.process = Process([*self._java, "kafka.Kafka", str(self._properties)], self.log)
 
     def format(self, cluster_id: str) -> Process:
         """Begin to lay out the empty folder of data; the process ends when that is done."""
@@ -157,7 +156,8 @@ class Cluster:
             raise
 
     def _start(self) -> None:
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # In base64 it must not begin with "-", which StorageTool would take for an option.
+        cluster_id = base64.urlsafe_b64encode(b"\0" + uuid.uuid4().bytes[1:]).decode().rstrip("=")
         formats = [broker.format(cluster_id) for broker in self.brokers]
         for process in formats:
             if status := process.wait():
@@ -179,6 +179,7 @@ class Cluster:
 
     def close(self) -> None:
         """End all brokers for good; logs stay, data goes."""
+        self.admin = self._producer = None  # they would go on looking for brokers, and the ports may soon be another cluster's
         for broker in self.brokers:
             broker.kill()
             shutil.rmtree(broker.folder / "data", ignore_errors=True)
@@ -219,10 +220,9 @@ class Cluster:
 
         def count() -> int:
             partitions = len(self.partitions(OFFSETS))
-            if not partitions:
-                self.admin.describe_consumer_groups([group], request_timeout=2.0)[
-                    group
-                ].exception()  # Kafka makes the topic when first asked
+            if not partitions:  # Kafka makes the topic when it is first asked for a coordinator
+                asked = self.admin.describe_consumer_groups([group], request_timeout=2.0)
+                asked[group].exception()
             return partitions
 
         partitions = until(count, what=f"the topic {OFFSETS}")
@@ -233,10 +233,9 @@ class Cluster:
 
         Clients are told a random broker instead, so it is read from the logs.
         """
-        pattern = re.compile(r"Becoming the active controller at epoch (\d+)")
-        return max(
-            (int(epoch), broker) for broker in range(len(self.brokers)) for epoch in pattern.findall(self.brokers[broker].log.read_text())
-        )[1]
+        became = re.compile(r"Becoming the active controller at epoch (\d+)")
+        epochs = [(int(epoch), index) for index, broker in enumerate(self.brokers) for epoch in became.findall(broker.log.read_text())]
+        return max(epochs)[1]
 
     # Topics and what is in them.
 
@@ -262,7 +261,7 @@ class Cluster:
         return name
 
     def delete_topic(self, name: str) -> None:
-        """Delete a topic, and wait until no broker tells of it."""
+        """Delete a topic, and wait until it is no longer told of."""
         self.admin.delete_topics([name])[name].result()
         until(lambda: not self.partitions(name), what=f"{name} is gone")
 
