@@ -17,6 +17,7 @@ was refused as `sum_overflow` because of transactions that the rebuild lacks is 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections import Counter
@@ -118,6 +119,7 @@ class Partition:
         accepted: Rows applied, and `dead`: dead letters by reason, since it was assigned.
         saving: The snapshot that is being written, and its position.
         saved: The last one that was written, at `saved_at` of the monotonic clock; `failed_saves` could not be.
+        lag: Messages behind the end of the log, a second ago at most; None: not known yet.
     """
 
     number: int
@@ -138,6 +140,7 @@ class Partition:
     saved: SnapshotInfo | None = None
     saved_at: float | None = None
     failed_saves: int = 0
+    lag: int | None = None
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -370,6 +373,13 @@ def check_state(state: str, topic: Topic) -> None:
         ConfigError: It belongs to another topic or group, or is none of a node.
         SnapshotError: The folder cannot be read.
     """
+    if "://" not in state:
+        try:
+            os.makedirs(state, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--state {state}: no folder is there, and none can be made ({error.strerror}); give another") from None
+        if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
+            raise ConfigError(f"--state {state}: may not be read and written; give another, or the rights")
     for number in range(topic.partitions):
         store, names = snapshots(f"{state.rstrip('/')}/{number}")
         for name in names[:1]:

@@ -131,7 +131,7 @@ def _node(args: argparse.Namespace) -> int:
     if args.dead_letter_topic or args.scores_topic:
         output = KafkaOutput(KafkaProducer(args.brokers, kafka), args.topic, args.dead_letter_topic, args.scores_topic)
     node = Node(plan, source, sinks, output, log, time.time_ns, meters)
-    meters.show(node, source.lag)
+    meters.show(node)
     if args.metrics:
         meters.serve(args.metrics)
     for number in (signal.SIGTERM, signal.SIGINT):

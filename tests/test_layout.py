@@ -23,7 +23,7 @@ LINES_MAX = 700
 
 ADAPTERS_ORDER = ["__init__", "peers", "kafka_source", "kafka_producer", "redis_sink", "redis_cache", "logs", "metrics"]
 #: The client libraries that adapters may import.
-CLIENTS = {"chdb", "confluent_kafka", "datafusion", "duckdb", "polars", "prometheus_client", "redis", "river", "structlog"}
+CLIENTS = {"chdb", "confluent_kafka", "datafusion", "duckdb", "polars", "prometheus_client", "redis", "river", "structlog", "tenacity"}
 
 #: A file imports only from files to its left. `__init__` hands out names of `engine` and `results` when they are first asked for.
 ORDER = [

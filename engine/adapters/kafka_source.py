@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import tenacity
 from confluent_kafka import (
     TIMESTAMP_NOT_AVAILABLE,
     Consumer,
@@ -33,6 +34,9 @@ _MESSAGES_MAX: Final = 100_000
 
 #: How long the cluster may take to answer a question.
 _ANSWER_SECONDS: Final = 15.0
+
+#: How long brokers may be away when a partition is assigned; a leader that died has a successor within seconds.
+_AWAY_SECONDS: Final = 60.0
 
 #: What a slow look at the queue costs a consumer of small messages by default: most of its speed.
 _FAST: Final = {"queued.min.messages": 1_000_000, "fetch.queue.backoff.ms": 5}
@@ -139,8 +143,25 @@ class KafkaSource:
         return str(described.topic_id), len(described.partitions)
 
     def described(self) -> tuple[str, int]:
-        """The topic's id and number of partitions as they are now."""
-        return self._describe(self._shared)
+        """The topic's id and number of partitions as they are now. Waits for a cluster that is without a leader for a while."""
+        found: tuple[str, int] = self._patiently(self._describe, self._shared)
+        return found
+
+    def _patiently(self, ask: Callable[..., Any], *arguments: Any) -> Any:
+        """Ask again while brokers are away: that is why partitions move, and another is about to take over."""
+
+        def wait(state: tenacity.RetryCallState) -> None:
+            assert state.outcome is not None
+            self._warn("waiting for Kafka", error=str(state.outcome.exception()))
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_AwayError),
+            stop=tenacity.stop_after_delay(_AWAY_SECONDS),
+            wait=tenacity.wait_exponential(0.05, max=1),
+            before_sleep=wait,
+            reraise=True,
+        )
+        return retrying(ask, *arguments)
 
     def subscribe(
         self, assigned: Callable[[list[int]], dict[int, int]], revoked: Callable[[list[int]], None], lost: Callable[[list[int]], None]
@@ -205,8 +226,12 @@ class KafkaSource:
     def ends(self, partition: int, since_ns: int) -> Ends:
         """How far the log of a partition goes now, and where in it an instant of Kafka's time is.
 
-        To be called by the thread that fetches, also from within its callbacks.
+        To be called by the thread that fetches, also from within its callbacks. Waits for a cluster that is without a leader for a while.
         """
+        found: Ends = self._patiently(self._ends, partition, since_ns)
+        return found
+
+    def _ends(self, partition: int, since_ns: int) -> Ends:
         since = TopicPartition(self.topic, partition, max(since_ns // 1_000_000, 0))
         with told(f"partition {partition} of {self.topic}"):
             low, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic, partition), timeout=_ANSWER_SECONDS)
@@ -216,7 +241,10 @@ class KafkaSource:
         return Ends(low, high, high if found.offset < 0 else found.offset, since_ns)
 
     def lag(self, partition: int, position: int) -> int | None:
-        """Messages behind the end of the log as far as it is known; None before the first message."""
+        """Messages behind the end of the log as far as it is known; None before the first message.
+
+        To be called by the thread that fetches: others wait for the client until they happen to come between two fetches.
+        """
         _, high = self._consumer.get_watermark_offsets(TopicPartition(self.topic, partition), cached=True)
         return None if high < 0 else max(high - position, 0)
 
@@ -273,6 +301,24 @@ def admin_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if not name.startswith(_NOT_ADMIN)}
 
 
+class _AwayError(ConnectorError):
+    """Brokers are away, which may pass."""
+
+
+#: Errors that time does not mend; librdkafka has a great many others for brokers that come and go.
+_LASTING: Final = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError._AUTHENTICATION,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._SSL,
+)
+
+
 @contextmanager
 def told(where: str) -> Iterator[None]:
     """Errors of the client as errors that say where."""
@@ -282,9 +328,7 @@ def told(where: str) -> Iterator[None]:
         inner = error.args[0]
         if inner.code() in (KafkaError._INVALID_ARG, KafkaError._CONFLICT):
             raise ConfigError(f"{where}: {inner.str()}; look at the options of librdkafka") from None
-        why = (
-            "no broker answers"
-            if inner.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
-            else inner.str()
-        )
-        raise ConnectorError(f"{where}: {why}; check --brokers and the options given with --kafka") from error
+        away = not inner.fatal() and inner.code() not in _LASTING
+        silent = inner.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN)
+        why = "no broker answers" if silent else inner.str()
+        raise (_AwayError if away else ConnectorError)(f"{where}: {why}; check --brokers and the options given with --kafka") from error

@@ -41,9 +41,9 @@ class NodeMeters:
         """A snapshot was written."""
         self._snapshot.observe(seconds)
 
-    def show(self, node: Node, lag: Callable[[int, int], int | None]) -> None:
-        """Show a node's partitions from now on; `lag` tells the messages behind the end, of a partition and a position."""
-        self.registry.register(_NodeCollector(node, lag))
+    def show(self, node: Node) -> None:
+        """Show a node's partitions from now on."""
+        self.registry.register(_NodeCollector(node))
 
     def serve(self, address: str) -> Callable[[], None]:
         """Answer at `HOST:PORT`, until what is returned is called.
@@ -65,9 +65,8 @@ class NodeMeters:
 class _NodeCollector:
     """Reads a node when Prometheus asks."""
 
-    def __init__(self, node: Node, lag: Callable[[int, int], int | None]) -> None:
-        self._node, self._lag = node, lag
-        self._began = time.monotonic()
+    def __init__(self, node: Node) -> None:
+        self._node = node
 
     def describe(self) -> list[Any]:
         return []
@@ -98,9 +97,8 @@ class _NodeCollector:
             if partition.engine.clock_ns is not None:
                 clock.add_metric(label, partition.engine.clock_ns / 1e9)
             ready.add_metric(label, float(partition.state == READY))
-            lag = self._lag(partition.number, partition.position)
-            if lag is not None:
-                behind.add_metric(label, lag)
+            if partition.lag is not None:
+                behind.add_metric(label, partition.lag)
             if partition.saved_at is not None:
                 age.add_metric(label, time.monotonic() - partition.saved_at)
         yield from (clock, ready, behind, age)

@@ -8,6 +8,7 @@
 | `own_kafka` | `own_kafka(count=1, config=None)` starts a cluster for one test |
 | `redis_server` | a Redis for one test, empty |
 | `own_redis` | `own_redis(config=None)` starts a further one |
+| `free_port` | a port of the loopback that nobody listens on, and that no other server is given |
 
 What is not installed skips these tests, and fails them where `CI=true`.
 """
@@ -23,6 +24,7 @@ import pytest
 
 from tests.adapters import kafka_jars
 from tests.adapters.needs import need
+from tests.adapters.processes import Port
 
 if TYPE_CHECKING:
     from tests.adapters.brokers import Cluster
@@ -96,6 +98,12 @@ def own_kafka(_cluster_class: type[Cluster], tmp_path: Path) -> Iterator[Callabl
             return started.enter_context(closing(_cluster_class(tmp_path / f"kafka-{next(numbers)}", count, config)))
 
         yield make
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    with closing(Port()) as port:
+        yield port.number
 
 
 @pytest.fixture

@@ -82,7 +82,13 @@ def batch_of(rows: Iterable[Row]) -> pa.RecordBatch:
 def send(cluster: Cluster, topic: str, rows: list[Row], partitions: int, form: str = "json") -> None:
     """Rows as messages, all delivered when this returns."""
     producer = Producer(
-        {"bootstrap.servers": cluster.bootstrap, "acks": "all", "partitioner": "murmur2_random", "linger.ms": 5, "log_level": 0}
+        {
+            "bootstrap.servers": cluster.bootstrap,
+            "enable.idempotence": True,
+            "partitioner": "murmur2_random",
+            "linger.ms": 5,
+            "log_level": 0,
+        }
     )
     if form == "json":
         for user, amount, time_ms in rows:

@@ -6,8 +6,11 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,25 +62,57 @@ def node(tmp_path: Path, kafka: Cluster) -> Iterator[Callable[..., NodeProcess]]
         each.kill()
 
 
+def metrics_at(port: int) -> dict[str, float]:
+    """What Prometheus would read."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
+def riskring(*words: str) -> str:
+    command = [sys.executable, "-c", "from engine.cli import process; process()", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_from_topic_to_redis_and_again(
-    node: Callable[..., NodeProcess], kafka: Cluster, topic: Callable[..., str], redis_server: Redis, tmp_path: Path, protocol: str
+    node: Callable[..., NodeProcess],
+    kafka: Cluster,
+    topic: Callable[..., str],
+    redis_server: Redis,
+    free_port: int,
+    tmp_path: Path,
+    protocol: str,
 ) -> None:
     """Both formats in one topic; a stop saves; a second start goes on from there; each partition's state is that of its whole log."""
     name, client = topic(3), redis_server.client()
-    first = node(name, "--redis", redis_server.url, "--group-protocol", protocol, "--tick", "50ms")
+    shared = ("--redis", redis_server.url, "--group-protocol", protocol, "--tick", "50ms", "--metrics", f"127.0.0.1:{free_port}")
+    first = node(name, *shared)
     first.wait_for("ready", 3)
     rows = live_rows(6000)
     send(kafka, name, rows[:2000], 3)
     send(kafka, name, rows[2000:4000], 3, "arrow")
     until(lambda: published(client, name, 3, ends_of(kafka, name, 3)), what="the last score")
+    expected = {'riskring_transactions_total{result="accepted"}': 4000, 'riskring_transactions_total{result="rejected"}': 0}
+    expected |= {"riskring_users": 200, "riskring_transactions_retained": 4000, "riskring_publish_pending": 0}
+    for number in range(3):
+        expected |= {f'riskring_kafka_lag{{partition="{number}"}}': 0, f'riskring_partition_ready{{partition="{number}"}}': 1}
+    until(lambda: expected.items() <= metrics_at(free_port).items(), what="the metrics")
+    metrics = metrics_at(free_port)
+    assert metrics["riskring_state_bytes"] > 0
+    assert metrics["riskring_ingest_seconds_count"] >= 3
+    assert abs(metrics['riskring_clock_seconds{partition="0"}'] - time.time()) < 600
+    table = riskring("node", "status", "--redis", redis_server.url)
+    assert [line.split()[:2] for line in table.splitlines()] == [["topic", "partition"], [name, "0"], [name, "1"], [name, "2"]]
+    told = json.loads(riskring("node", "status", "--redis", redis_server.url, "--json"))
+    assert [(row["partition"], row["state"], row["owner"]) for row in told] == [(number, "ready", "node") for number in range(3)]
     began = time.monotonic()
     assert first.stop() == 0
     assert time.monotonic() - began < 10
     assert [each["saved"] for each in first.events("given up")] == [True] * 3
     assert check_states(tmp_path, kafka, name, 3) == 4000
     assert check_redis(client, kafka, name, 3) == 200
-    second = node(name, "--redis", redis_server.url, "--group-protocol", protocol, "--tick", "50ms", name="second")
+    second = node(name, *shared, name="second")
     assert {each["position"] for each in second.wait_for("snapshot loaded", 3)} == set(ends_of(kafka, name, 3))
     send(kafka, name, rows[4000:], 3)
     until(lambda: published(client, name, 3, ends_of(kafka, name, 3)), what="the last score")

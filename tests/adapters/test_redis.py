@@ -132,9 +132,7 @@ class TestSink:
         if taken:
             assert values(redis_server) == {"risk:a": "5", "risk:b": "2"}
 
-    def test_a_tick_that_was_written_in_part_says_nothing_new_of_the_partition(
-        self, redis_server: Redis, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_tick_that_was_written_in_part(self, redis_server: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(redis_sink, "_USERS_AT_ONCE", 1)
         monkeypatch.setattr(redis_sink, "_CHUNKS_AT_ONCE", 1)
         at_ns = now_ns(redis_server)
