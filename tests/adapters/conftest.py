@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.adapters import kafka_jars
-from tests.adapters.needs import need
+from tests.adapters.needs import need_kafka, need_redis
 from tests.adapters.processes import Port
 
 if TYPE_CHECKING:
@@ -42,8 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def _cluster_class() -> type[Cluster]:
-    maven = {} if kafka_jars.folder().is_dir() else {"mvn": "maven"}
-    need({"java": "openjdk-17-jre-headless"} | maven, {"confluent_kafka": "kafka"})
+    need_kafka()
     from tests.adapters.brokers import Cluster  # noqa: PLC0415 - only here it is known that its client is installed
 
     return Cluster
@@ -51,7 +49,7 @@ def _cluster_class() -> type[Cluster]:
 
 @pytest.fixture(scope="session")
 def _redis_class() -> type[Redis]:
-    need({"redis-server": "redis-server"}, {"redis": "redis"})
+    need_redis()
     from tests.adapters.redis_servers import Redis  # noqa: PLC0415
 
     return Redis

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import pytest
 
+from tests.adapters import kafka_jars
+
 
 def need(commands: Mapping[str, str], modules: Mapping[str, str]) -> None:
     """Skip the test, or fail it where `CI=true`, unless all of this is there; the reason is one line that says how to install it.
@@ -25,3 +27,14 @@ def need(commands: Mapping[str, str], modules: Mapping[str, str]) -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+
+
+def need_kafka() -> None:
+    """What `tests.adapters.brokers` needs; Maven only as long as it has not fetched the jars."""
+    maven = {} if kafka_jars.folder().is_dir() else {"mvn": "maven"}
+    need({"java": "openjdk-17-jre-headless"} | maven, {"confluent_kafka": "kafka"})
+
+
+def need_redis() -> None:
+    """What `tests.adapters.redis_servers` needs."""
+    need({"redis-server": "redis-server"}, {"redis": "redis"})

@@ -28,15 +28,19 @@ OPTIONS: dict[str, Any] = {"window": "30m", "users": 20_000, "time_unit": "ms"}
 
 
 class NodeProcess(Process):
-    """`riskring node`."""
+    """`riskring node`; with `file_kb` its files may not become larger than that."""
 
-    def __init__(self, folder: Path, cluster: Cluster, topic: str, *flags: str, name: str = "node", group: str = "group") -> None:
+    def __init__(
+        self, folder: Path, cluster: Cluster, topic: str, *flags: str, name: str = "node", group: str = "group", file_kb: int = 0
+    ) -> None:
         program = "from engine.cli import process; process()"
         words = ["node", "--brokers", cluster.bootstrap, "--topic", topic, "--group", group, "--state", str(folder / "state")]
         engine = ["--window", OPTIONS["window"], "--users", str(OPTIONS["users"])]
         fast = ["--kafka", "session.timeout.ms=3000", "--kafka", "heartbeat.interval.ms=300"]
         fast = [] if "consumer" in flags else fast
         command = [sys.executable, "-c", program, *words, *engine, *fast, "--owner", name, "--log", "json", *flags]
+        if file_kb:
+            command = ["bash", "-c", f'ulimit -S -f {file_kb}; exec "$@"', "node", *command]
         super().__init__(command, folder / f"{name}.log")
         self.launch()
 

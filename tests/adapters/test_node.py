@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -352,6 +353,26 @@ def test_what_cannot_be_applied_becomes_a_dead_letter(
     with RiskEngine.load(tmp_path / "state" / "0") as engine:
         assert engine.restored is not None and engine.restored.position["offset"] == len(values)
         assert engine.scores([*mine[:3], foreign]).tolist() == [5.0, 1.5, 0.0, 0.0]
+
+
+def test_no_room_for_snapshots(node: Callable[..., NodeProcess], kafka: Cluster, topic: Callable[..., str], tmp_path: Path) -> None:
+    """Rows go on, older snapshots stay, it is told; and when there is room again, so are new ones."""
+    name = topic(1)
+    rows = live_rows(24_000)
+    running = node(name, "--snapshot-every", "1s", file_kb=80)
+    running.wait_for("snapshot")
+    send(kafka, name, rows[:18_000], 1)
+    (first, *_) = running.wait_for("no snapshot")
+    assert "could not be written" in first["error"]
+    before = sorted((tmp_path / "state" / "0").iterdir())
+    assert before
+    send(kafka, name, rows[18_000:], 1)
+    running.wait_for("no snapshot", len(running.events("no snapshot")) + 2)
+    assert sorted((tmp_path / "state" / "0").iterdir()) == before
+    resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    until(lambda: running.events("snapshot")[-1]["position"] == 24_000, what="a snapshot")
+    assert running.stop() == 0
+    assert check_states(tmp_path, kafka, name, 1) == 24_000
 
 
 def test_a_full_engine_stops_its_partition_and_no_other(
