@@ -300,6 +300,13 @@ def test_states_that_are_of_no_use(
         assert check_states(tmp_path, kafka, name, 1) > 0
 
 
+def scored(cluster: Cluster, name: str) -> list[tuple[Any, ...]]:
+    """The rows of a topic of scores."""
+    tables = [pa.ipc.open_stream(message.value()).read_all() for message in log_of(cluster, name, 0)]
+    shown = ("user_id", "score", "source_partition", "source_offset", "source_row")
+    return [tuple(row[each] for each in shown) for table in tables for row in table.to_pylist()]
+
+
 def test_what_cannot_be_applied_becomes_a_dead_letter(
     node: Callable[..., NodeProcess], kafka: Cluster, topic: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -322,6 +329,7 @@ def test_what_cannot_be_applied_becomes_a_dead_letter(
         producer.produce(name, value, partition=0)
     assert producer.flush(30) == 0
     until(lambda: len(log_of(kafka, letters, 0)) == 10, what="the dead letters")
+    until(lambda: len(scored(kafka, scores)) == 3, what="the scores")
     assert running.stop() == 0
     found = []
     for message in log_of(kafka, letters, 0):
@@ -343,13 +351,7 @@ def test_what_cannot_be_applied_becomes_a_dead_letter(
     ]
     alone = json.loads(rows_alone["2"])
     assert (alone["user_id"], alone["amount"]) == (mine[2], 3.5)
-    tables = [pa.ipc.open_stream(message.value()).read_all() for message in log_of(kafka, scores, 0)]
-    rows = [
-        tuple(row[each] for each in ("user_id", "score", "source_partition", "source_offset", "source_row"))
-        for table in tables
-        for row in table.to_pylist()
-    ]
-    assert rows == [(mine[0], 5.0, 0, 0, 0), (mine[1], 1.5, 0, 8, 0), (mine[0], 5.0, 0, 10, 0)]
+    assert scored(kafka, scores) == [(mine[0], 5.0, 0, 0, 0), (mine[1], 1.5, 0, 8, 0), (mine[0], 5.0, 0, 10, 0)]
     with RiskEngine.load(tmp_path / "state" / "0") as engine:
         assert engine.restored is not None and engine.restored.position["offset"] == len(values)
         assert engine.scores([*mine[:3], foreign]).tolist() == [5.0, 1.5, 0.0, 0.0]
