@@ -19,6 +19,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,10 @@ from engine.columns import ids_of
 from engine.messages import encode_arrow, encode_json
 from engine.partitions import partition_of
 from engine.ticks import Tick
+from tests.adapters.brokers import Cluster
+from tests.adapters.needs import need_kafka, need_redis
 from tests.adapters.nodes import NodeProcess, check_states, ends_of
-from tests.adapters.servers import Cluster, Redis, missing
-
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"needs servers: apt-get install {missing()}")
+from tests.adapters.redis_servers import Redis
 
 PARTITIONS = 2
 USERS = 500 if SMOKE else 1_000_000
@@ -49,15 +50,16 @@ MARKERS = 5 if SMOKE else 200
 
 @pytest.fixture(scope="module")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with Cluster(tmp_path_factory.mktemp("kafka")) as cluster:
+    need_kafka()
+    with closing(Cluster(tmp_path_factory.mktemp("kafka"))) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[Redis]:
-    server = Redis(tmp_path)
-    yield server
-    server.close()
+    need_redis()
+    with closing(Redis(tmp_path)) as server:
+        yield server
 
 
 def fill(cluster: Cluster, topic: str, form: str, rows: int) -> None:
@@ -90,7 +92,7 @@ def instant(event: dict[str, Any]) -> float:
 def test_catching_up(benchmark: Any, kafka: Cluster, tmp_path: Path, form: str) -> None:
     """Rows per second of a node that finds the log full, no Redis; its states are those of the log."""
     small = f"proof-{form}"
-    kafka.make_topic(small, PARTITIONS)
+    kafka.create_topic(small, PARTITIONS)
     fill(kafka, small, form, 5_000)
     (tmp_path / "proof").mkdir()
     proof = NodeProcess(tmp_path / "proof", kafka, small, "--users", "10000")
@@ -98,7 +100,7 @@ def test_catching_up(benchmark: Any, kafka: Cluster, tmp_path: Path, form: str) 
     assert proof.stop() == 0
     assert check_states(tmp_path / "proof", kafka, small, PARTITIONS) == 5_000
     topic = f"topic-{form}"
-    kafka.make_topic(topic, PARTITIONS)
+    kafka.create_topic(topic, PARTITIONS)
     fill(kafka, topic, form, ROWS[form])
     rates: list[float] = []
 
@@ -178,7 +180,7 @@ def test_publishing(benchmark: Any, redis_server: Redis) -> None:
 @pytest.mark.benchmark(group="freshness")
 def test_freshness(benchmark: Any, kafka: Cluster, redis_server: Redis, tmp_path: Path) -> None:
     """From sending a row to its score being in Redis, while JSON rows come at a rate."""
-    kafka.make_topic("fresh", PARTITIONS)
+    kafka.create_topic("fresh", PARTITIONS)
     node = NodeProcess(tmp_path, kafka, "fresh", "--redis", redis_server.url, "--users", str(2 * USERS))
     node.wait_for("ready", PARTITIONS)
     stop, client, waits = threading.Event(), redis_server.client(), []

@@ -1,71 +1,120 @@
-"""Servers for tests: one broker for all tests of a worker, topics of their own, a Redis that begins empty."""
+"""Real servers for tests; each test that asks for one bears the mark `servers`.
+
+| fixture | what it gives |
+|-|-|
+| `kafka` | one broker, shared by the tests of a worker; whatever a test did to it, the next finds it running |
+| `kafka3` | three brokers, likewise |
+| `topic` | `topic(partitions=1, **config)` makes a topic of `kafka` with a name of its own and returns the name |
+| `own_kafka` | `own_kafka(count=1, config=None)` starts a cluster for one test |
+| `redis_server` | a Redis for one test, empty |
+| `own_redis` | `own_redis(config=None)` starts a further one |
+| `free_port` | a port of the loopback that nobody listens on, and that no other server is given |
+
+What is not installed skips these tests, and fails them where `CI=true`.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from itertools import count
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.adapters.servers import Cluster, Redis, missing
+from tests.adapters.needs import need_kafka, need_redis
+from tests.adapters.processes import Port
 
-_NUMBERS = count()
+if TYPE_CHECKING:
+    from tests.adapters.brokers import Cluster
+    from tests.adapters.redis_servers import Redis
+
+SERVERS = {"own_kafka", "kafka", "kafka3", "own_redis", "redis_server"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is not installed is said once for each test, and in CI it is a failure."""
-    packages = missing()
     for item in items:
-        if item.get_closest_marker("servers") is not None and packages and os.environ.get("CI") != "true":
-            item.add_marker(pytest.mark.skip(reason=f"needs servers: apt-get install {packages}"))
+        if not SERVERS.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.servers)
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One broker."""
-    with Cluster(tmp_path_factory.mktemp("kafka")) as cluster:
+def _cluster_class() -> type[Cluster]:
+    need_kafka()
+    from tests.adapters.brokers import Cluster  # noqa: PLC0415 - only here it is known that its client is installed
+
+    return Cluster
+
+
+@pytest.fixture(scope="session")
+def _redis_class() -> type[Redis]:
+    need_redis()
+    from tests.adapters.redis_servers import Redis  # noqa: PLC0415
+
+    return Redis
+
+
+@pytest.fixture(scope="session")
+def _shared_one(_cluster_class: type[Cluster], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with closing(_cluster_class(tmp_path_factory.mktemp("kafka"))) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def _shared_three(_cluster_class: type[Cluster], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with closing(_cluster_class(tmp_path_factory.mktemp("kafka3"), 3)) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def topic(kafka: Cluster, request: pytest.FixtureRequest) -> Callable[..., str]:
-    """Makes topics of names of their own: `topic(partitions, **config)`."""
+def kafka(_shared_one: Cluster) -> Iterator[Cluster]:
+    yield _shared_one
+    _shared_one.heal()
 
+
+@pytest.fixture
+def kafka3(_shared_three: Cluster) -> Iterator[Cluster]:
+    yield _shared_three
+    _shared_three.heal()
+
+
+@pytest.fixture
+def topic(kafka: Cluster) -> Callable[..., str]:
     def make(partitions: int = 1, **config: str) -> str:
-        name = f"topic-{os.getpid()}-{next(_NUMBERS)}"
-        kafka.make_topic(name, partitions, **config)
-        return name
+        return kafka.new_topic(partitions, config={name.replace("_", "."): value for name, value in config.items()})
 
     return make
 
 
-@pytest.fixture(scope="session")
-def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    server = Redis(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.close()
+@pytest.fixture
+def own_kafka(_cluster_class: type[Cluster], tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    with ExitStack() as started:
+        numbers = iter(range(1_000_000))
+
+        def make(count: int = 1, config: Mapping[str, str] | None = None) -> Cluster:
+            return started.enter_context(closing(_cluster_class(tmp_path / f"kafka-{next(numbers)}", count, config)))
+
+        yield make
 
 
 @pytest.fixture
-def redis_server(_redis: Redis) -> Redis:
-    """A Redis that is empty."""
-    _redis.client().flushall()
-    return _redis
+def free_port() -> Iterator[int]:
+    with closing(Port()) as port:
+        yield port.number
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[Callable[..., Redis]]:
-    """Makes Redis servers that a test may end."""
-    servers: list[Any] = []
+def own_redis(_redis_class: type[Redis], tmp_path: Path) -> Iterator[Callable[..., Redis]]:
+    with ExitStack() as started:
+        numbers = iter(range(1_000_000))
 
-    def make(*options: str) -> Redis:
-        servers.append(Redis(tmp_path, *options))
-        found: Redis = servers[-1]
-        return found
+        def make(config: Mapping[str, str] | None = None) -> Redis:
+            return started.enter_context(closing(_redis_class(tmp_path / f"redis-{next(numbers)}", config)))
 
-    yield make
-    for server in servers:
-        server.close()
+        yield make
+
+
+@pytest.fixture
+def redis_server(own_redis: Callable[..., Redis]) -> Redis:
+    return own_redis()

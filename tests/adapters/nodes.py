@@ -18,7 +18,8 @@ from engine import RiskEngine
 from engine.messages import encode_arrow
 from engine.partitions import partition_of
 from engine.userids import ids_of_one
-from tests.adapters.servers import Cluster, Server, until
+from tests.adapters.brokers import Cluster
+from tests.adapters.processes import Process, until
 
 Row = tuple[str, float, int]
 
@@ -26,7 +27,7 @@ Row = tuple[str, float, int]
 OPTIONS: dict[str, Any] = {"window": "30m", "users": 20_000, "time_unit": "ms"}
 
 
-class NodeProcess(Server):
+class NodeProcess(Process):
     """`riskring node`; with `file_kb` its files may not become larger than that."""
 
     def __init__(
@@ -40,7 +41,7 @@ class NodeProcess(Server):
         command = [sys.executable, "-c", program, *words, *engine, *fast, "--owner", name, "--log", "json", *flags]
         if file_kb:
             command = ["bash", "-c", f'ulimit -S -f {file_kb}; exec "$@"', "node", *command]
-        super().__init__(command, folder, f"{name}.log")
+        super().__init__(command, folder / f"{name}.log")
         self.launch()
 
     def events(self, event: str = "") -> list[dict[str, Any]]:

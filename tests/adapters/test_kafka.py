@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from engine.adapters.kafka_producer import KafkaProducer
 from engine.adapters.kafka_source import KafkaSource
 from engine.columns import ids_of
 from engine.partitions import partition_of
+from tests.adapters.brokers import Cluster
 from tests.adapters.nodes import NodeProcess, check_states, ends_of, judged, live_rows, log_of, partition, send
-from tests.adapters.servers import Cluster, Redis, free_ports, until
+from tests.adapters.processes import until
+from tests.adapters.redis_servers import Redis
 
 pytestmark = pytest.mark.servers
 
@@ -37,13 +39,6 @@ def riskring(*words: Any, **variables: str) -> tuple[int, str, str]:
     command = [sys.executable, "-c", program, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **variables}, check=False)
     return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three brokers, each partition on all of them."""
-    with Cluster(tmp_path_factory.mktemp("kafka3"), 3) as cluster:
-        yield cluster
 
 
 def test_partitions_are_those_that_librdkafka_chooses(kafka: Cluster, topic: Callable[..., str]) -> None:
@@ -114,14 +109,13 @@ class TestBadInput:
         return lines[0]
 
     @pytest.mark.parametrize("command", ["node", "produce"])
-    def test_clusters_and_topics(self, kafka: Cluster, topic: Callable[..., str], tmp_path: Path, command: str) -> None:
+    def test_clusters_and_topics(self, kafka: Cluster, topic: Callable[..., str], free_port: int, tmp_path: Path, command: str) -> None:
         pq.write_table(pa.table({"user_id": [1], "amount": [1], "timestamp": pa.array([1], pa.timestamp("s"))}), tmp_path / "a.parquet")
         words = [command, tmp_path / "a.parquet"] if command == "produce" else [command, "--group", "g"]
-        (port,) = free_ports(1)
         assert f"{command} needs --brokers" in self.refused(*words)
         assert f"{command} needs --topic" in self.refused(*words, "--brokers", kafka.bootstrap)
-        nobody = self.refused(*words, "--brokers", f"127.0.0.1:{port}", "--topic", "t")
-        assert f"127.0.0.1:{port}: no broker answers; check --brokers" in nobody
+        nobody = self.refused(*words, "--brokers", f"127.0.0.1:{free_port}", "--topic", "t")
+        assert f"127.0.0.1:{free_port}: no broker answers; check --brokers" in nobody
         assert "topic 'nowhere' does not exist" in self.refused(*words, "--brokers", kafka.bootstrap, "--topic", "nowhere")
         there = [*words, "--brokers", kafka.bootstrap, "--topic", topic()]
         assert "no.such.option" in self.refused(*there, "--kafka", "no.such.option=1")
@@ -135,13 +129,14 @@ class TestBadInput:
         words = ["node", "--group", "g", "--brokers", kafka.bootstrap, "--topic", topic(), "--kafka-config", tmp_path / "secrets"]
         assert "hush" not in self.refused(*words)
 
-    def test_nodes(self, kafka: Cluster, topic: Callable[..., str], tmp_path: Path, own_redis: Callable[..., Redis]) -> None:
+    def test_nodes(
+        self, kafka: Cluster, topic: Callable[..., str], own_redis: Callable[..., Redis], free_port: int, tmp_path: Path
+    ) -> None:
         there = ["node", "--group", "g", "--brokers", kafka.bootstrap, "--topic", topic()]
-        (port,) = free_ports(1)
         assert "node needs --group" in self.refused("node", "--brokers", kafka.bootstrap, "--topic", topic())
         assert "URL of Redis" in self.refused(*there, "--redis", "localhost")
-        assert f"Redis at 127.0.0.1:{port}" in self.refused(*there, "--redis", f"redis://127.0.0.1:{port}")
-        evicting = own_redis("--maxmemory", "50mb", "--maxmemory-policy", "volatile-ttl")
+        assert f"Redis at 127.0.0.1:{free_port}" in self.refused(*there, "--redis", f"redis://127.0.0.1:{free_port}")
+        evicting = own_redis({"maxmemory": "50mb", "maxmemory-policy": "volatile-ttl"})
         assert "set it to noeviction" in self.refused(*there, "--redis", evicting.url)
         assert "--clock event" in self.refused(*there, "--redis", own_redis().url, "--clock", "event")
         assert "'soon'" in self.refused(*there, "--tick", "soon")
@@ -201,8 +196,7 @@ class TestSource:
         send(kafka, name, live_rows(200), 2)
         node.wait_for("snapshot", 4)
         kafka.admin.create_partitions([NewPartitions(name, 3)])[name].result()
-        assert node.process is not None
-        assert node.process.wait(60) == 1
+        assert node.wait() == 1
         assert "has 3 partitions" in node.log.read_text()
         again = NodeProcess(tmp_path, kafka, name, *flags, "--from-start", "--no-check-partition", name="again")
         again.wait_for("ready", 3)
@@ -212,30 +206,27 @@ class TestSource:
 
 
 @pytest.mark.parametrize("manner", ["kill", "stop", "suspend"])
-def test_a_broker_of_three_dies_while_rows_flow(three: Cluster, tmp_path: Path, manner: str) -> None:
+def test_a_broker_of_three_dies_while_rows_flow(kafka3: Cluster, tmp_path: Path, manner: str) -> None:
     """The leader of a partition: nothing is lost, nothing doubled, each user in order."""
-    name = f"topic-{manner}"
-    three.make_topic(name, 2)
+    name = kafka3.new_topic(2)
     rows = live_rows(ROWS)
-    node = NodeProcess(tmp_path, three, name, "--snapshot-every", "500ms")
+    node = NodeProcess(tmp_path, kafka3, name, "--snapshot-every", "500ms")
     node.wait_for("ready", 2)
-    feeding = threading.Thread(target=send, args=(three, name, rows, 2))
+    feeding = threading.Thread(target=send, args=(kafka3, name, rows, 2))
     feeding.start()
-    leader = three.leader(name)
+    leader = kafka3.broker(kafka3.leader(name))
     getattr(leader, manner)()
     if manner == "suspend":
         time.sleep(float(os.environ.get("RISKRING_BROKER_SECONDS", "7")))
         leader.resume()
     feeding.join()
-    if manner != "suspend":
-        leader.launch()
-    three.wait()
-    ends = ends_of(three, name, 2)
+    kafka3.heal()
+    ends = ends_of(kafka3, name, 2)
     assert sum(ends) == ROWS
     until(lambda: {each["position"] for each in node.events("snapshot")[-2:]} == set(ends), 60, "snapshots of the ends")
     assert node.stop() == 0
-    assert check_states(tmp_path, three, name, 2) == ROWS
-    users = [json.loads(message.value()) for number in range(2) for message in log_of(three, name, number)]
+    assert check_states(tmp_path, kafka3, name, 2) == ROWS
+    users = [json.loads(message.value()) for number in range(2) for message in log_of(kafka3, name, number)]
     for user in {row[0] for row in rows}:
         mine = [(row[1], row[2]) for row in rows if row[0] == user]
         assert [(row["amount"], row["timestamp"]) for row in users if row["user_id"] == user] == mine

@@ -22,6 +22,7 @@ from confluent_kafka import Producer, TopicPartition
 
 from engine import RiskEngine
 from engine.messages import encode_arrow
+from tests.adapters.brokers import Cluster
 from tests.adapters.nodes import (
     NodeProcess,
     Row,
@@ -37,7 +38,8 @@ from tests.adapters.nodes import (
     published,
     send,
 )
-from tests.adapters.servers import Cluster, Redis, free_ports, until
+from tests.adapters.processes import until
+from tests.adapters.redis_servers import Redis
 
 pytestmark = pytest.mark.servers
 
@@ -75,12 +77,17 @@ def riskring(*words: str) -> str:
 
 @pytest.mark.parametrize("protocol", ["classic", "consumer"])
 def test_from_topic_to_redis_and_again(
-    node: Callable[..., NodeProcess], kafka: Cluster, topic: Callable[..., str], redis_server: Redis, tmp_path: Path, protocol: str
+    node: Callable[..., NodeProcess],
+    kafka: Cluster,
+    topic: Callable[..., str],
+    redis_server: Redis,
+    free_port: int,
+    tmp_path: Path,
+    protocol: str,
 ) -> None:
     """Both formats in one topic; a stop saves; a second start goes on from there; each partition's state is that of its whole log."""
     name, client = topic(3), redis_server.client()
-    (port,) = free_ports(1)
-    shared = ("--redis", redis_server.url, "--group-protocol", protocol, "--tick", "50ms", "--metrics", f"127.0.0.1:{port}")
+    shared = ("--redis", redis_server.url, "--group-protocol", protocol, "--tick", "50ms", "--metrics", f"127.0.0.1:{free_port}")
     first = node(name, *shared)
     first.wait_for("ready", 3)
     rows = live_rows(6000)
@@ -91,8 +98,8 @@ def test_from_topic_to_redis_and_again(
     expected |= {"riskring_users": 200, "riskring_transactions_retained": 4000, "riskring_publish_pending": 0}
     for number in range(3):
         expected |= {f'riskring_kafka_lag{{partition="{number}"}}': 0, f'riskring_partition_ready{{partition="{number}"}}': 1}
-    until(lambda: expected.items() <= metrics_at(port).items(), what="the metrics")
-    metrics = metrics_at(port)
+    until(lambda: expected.items() <= metrics_at(free_port).items(), what="the metrics")
+    metrics = metrics_at(free_port)
     assert metrics["riskring_state_bytes"] > 0
     assert metrics["riskring_ingest_seconds_count"] >= 3
     assert abs(metrics['riskring_clock_seconds{partition="0"}'] - time.time()) < 600
@@ -270,7 +277,7 @@ def test_states_that_are_of_no_use(
         shutil.rmtree(states)
     elif harm in ("of another topic of the name", "position past the end"):
         kafka.delete_topic(name)
-        kafka.make_topic(name, 1)
+        kafka.create_topic(name, 1)
         if harm == "of another topic of the name":
             send(kafka, name, rows[:2000], 1)
     else:
@@ -364,8 +371,7 @@ def test_no_room_for_snapshots(node: Callable[..., NodeProcess], kafka: Cluster,
     send(kafka, name, rows[18_000:], 1)
     running.wait_for("no snapshot", len(running.events("no snapshot")) + 2)
     assert sorted((tmp_path / "state" / "0").iterdir()) == before
-    assert running.process is not None
-    resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     until(lambda: running.events("snapshot")[-1]["position"] == 24_000, what="a snapshot")
     assert running.stop() == 0
     assert check_states(tmp_path, kafka, name, 1) == 24_000

@@ -17,7 +17,7 @@ from engine.adapters.redis_sink import RedisSink
 from engine.partitions import partition_of
 from engine.ticks import Lost, Published, Refused, Tick
 from engine.userids import ids_of_one
-from tests.adapters.servers import Redis
+from tests.adapters.redis_servers import Redis
 
 pytestmark = pytest.mark.servers
 
@@ -226,8 +226,8 @@ class TestSink:
 class TestTrouble:
     def test_a_server_that_would_throw_scores_away_is_refused(self, own_redis: Callable[..., Redis]) -> None:
         with pytest.raises(ConnectorError, match=r"maxmemory-policy is allkeys-lru.*set it to noeviction"):
-            RedisSink(own_redis("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru").url)
-        RedisSink(own_redis("--maxmemory-policy", "allkeys-lru").url)  # memory is never short
+            RedisSink(own_redis({"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}).url)
+        RedisSink(own_redis({"maxmemory-policy": "allkeys-lru"}).url)  # memory is never short
 
     @pytest.mark.parametrize("url", ["", "localhost:6379", "http://localhost", "redis://localhost:port"])
     def test_urls(self, url: str) -> None:
@@ -235,7 +235,7 @@ class TestTrouble:
             RedisSink(url)
 
     def test_secrets_are_never_shown(self, own_redis: Callable[..., Redis]) -> None:
-        server = own_redis("--requirepass", "right")
+        server = own_redis({"requirepass": "right"})
         for url in (f"redis://:wrong@127.0.0.1:{server.port}", "redis://:wrong@127.0.0.1:1", f"redis://user:wrong@127.0.0.1:{server.port}"):
             with pytest.raises(ConnectorError) as caught:
                 RedisSink(url)
