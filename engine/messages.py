@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from engine.columns import check_schema
+from engine.columns import check_schema, ids_of
 from engine.config import Config
 from engine.errors import SchemaError
 from engine.ndjson import marked, parsed, quoting
@@ -399,11 +399,33 @@ def encode_arrow(batch: Any) -> bytes:
 
 
 def encode_json(rows: Any) -> list[bytes]:
-    """A JSON object of each row, with all columns; values are exact, what is not finite is null.
+    """A JSON object of each row, with all columns; values are exact, zoned times in UTC, bytes hexadecimal, what is not finite is null.
 
     Example:
         >>> encode_json(pa.table({"user_id": ["alice"], "amount": [1.5]}))
         [b'{"user_id":"alice","amount":1.5}']
+        >>> encode_json(pa.table({"user_id": [b"\\xff\\0"]}))
+        [b'{"user_id":"ff00"}']
     """
     table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
-    return bytes(json_lines(table)).split(b"\n")[:-1] if len(table) else []
+    if not len(table):
+        return []
+    columns = {name: _for_json(table[name].combine_chunks(), name) for name in table.column_names}
+    return bytes(json_lines(pa.table(columns))).split(b"\n")[:-1]
+
+
+_DIGITS: Final = np.frombuffer(b"".join(b"%02x" % value for value in range(256)), np.uint16)
+
+
+def _for_json(column: Any, name: str) -> Any:
+    """A column of which JSON can be made whatever is in it."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        return column.cast(pa.timestamp(kind.unit, "UTC"))  # names of other zones may be wrong
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+        return column
+    ids = ids_of(column, name)
+    first, last = int(ids.offsets[0]), int(ids.offsets[-1])
+    bitmap = None if ids.valid is None else pa.py_buffer(np.packbits(ids.valid, bitorder="little"))
+    buffers = [bitmap, pa.py_buffer((ids.offsets - first) * 2), pa.py_buffer(_DIGITS[ids.data[first:last]])]
+    return pa.Array.from_buffers(pa.large_string(), len(ids), buffers)

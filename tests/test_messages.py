@@ -256,4 +256,33 @@ def test_there_and_back(ids: Any) -> None:
         assert engines[0].digest() == engines[1].digest()
         assert engines[0].stats().rejected == engines[1].stats().rejected
     assert encode_json(table.slice(0, 0)) == []
+    assert encode_json(table.to_batches()[0]) == encode_json(table)
     assert [json.loads(text)["user_id"] for text in encode_json(table)] == ids.to_pylist()
+
+
+@pytest.mark.parametrize("scale", [0, 5, 38, 39, 2**31 - 1, -1, -38, -39, -(2**31)])
+@pytest.mark.parametrize("bits", [128, 256])
+def test_decimals_of_any_scale_are_numbers_in_json(scale: int, bits: int) -> None:
+    """Which Python reads as they are; Arrow makes no text of all of them."""
+    kind = getattr(pa, f"decimal{bits}")(5, scale)
+    values = b"".join(value.to_bytes(bits // 8, "little", signed=True) for value in (123, 7, -99999))
+    decimals = pa.Array.from_buffers(kind, 3, [pa.py_buffer(b"\x05"), pa.py_buffer(values)])
+    (first, second, third) = (
+        json.loads(text, parse_float=str, parse_int=str)["amount"] for text in encode_json(pa.table([decimals], ["amount"]))
+    )
+    assert second is None
+    for text, digits in ((first, 123), (third, -99999)):
+        mantissa, _, exponent = text.partition("E")
+        whole, _, fraction = mantissa.partition(".")
+        assert (int(whole + fraction), int(exponent or 0) - len(fraction)) == (digits, -scale)
+
+
+def test_bytes_and_zones_in_json() -> None:
+    """Ids of bytes need not be text, and the name of a zone need not be one."""
+    ids = pa.array([b"\xff\0", None, b"", b"a"])
+    times = pa.array([0, 1500, None, -1], pa.timestamp("ms", "No/Where"))
+    for kind in (pa.binary(), pa.large_binary()):
+        found = [json.loads(text) for text in encode_json(pa.table({"user_id": ids.cast(kind), "timestamp": times}).slice(1))]
+        assert [row["user_id"] for row in found] == [None, "", "61"]
+        assert [row["timestamp"] for row in found] == ["1970-01-01 00:00:01.500Z", None, "1969-12-31 23:59:59.999Z"]
+    assert encode_json(pa.table({"user_id": pa.array([b"\x01\x02", b"\xfe\xff"], pa.binary(2))}).slice(1)) == [b'{"user_id":"feff"}']
