@@ -91,7 +91,8 @@ def decode(
         offsets: (n,) int64, rising.
         arrival_ns: (n,) int64, when each arrived.
         config: Names of the columns, and `time_unit`.
-        kind: Kind of ids that is to be expected, if it is known.
+        kind: Kind of ids that is to be expected, if it is known. JSON integers from 0 on are uint64 where that is expected, else those of
+            int64 are int64; and a JSON message without an id is of the kind that is expected, else "string".
 
     Returns:
         Decoded: each message is in a run, or dead.
@@ -172,10 +173,15 @@ class _Json:
                     yield from self._one_by_one(few)
 
     def _together(self, places: list[int]) -> _Rows | None:
-        """A row of each message; None if any of them is not one object with an id of this kind."""
+        """A row of each message; None if any of them is not one object with an id of this kind, or might not be when it is alone."""
         values = [self._values[place] or b"" for place in places]
-        kind = self._kind if self._kind in _IDS else self._kind_of_first(values[0])
-        return self._parsed(values, places, kind)
+        if self._kind in _IDS:
+            return self._parsed(values, places, self._kind)
+        kind = self._kind_of_first(values[0])
+        rows = self._parsed(values, places, kind)
+        # Where no kind of JSON is expected, a small integer is none of uint64, and no id is none of the first message's kind.
+        is_sure = rows is not None and kind != "uint64" and rows.batches[0].column(0).null_count == 0
+        return rows if is_sure else None
 
     def _parsed(self, values: list[bytes], places: list[int], kind: str) -> _Rows | None:
         config = self._config

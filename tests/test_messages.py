@@ -43,7 +43,7 @@ def told(values: list[bytes | None], kind: str | None = None) -> list[Any]:
         for *row, offset, number in (tuple(each.values()) for each in plain.to_pylist()):
             place = (offset - 5) // 3
             order.append((place, number))
-            rows = became.setdefault(place, [run.kind if row[0] is not None else None])
+            rows = became.setdefault(place, [run.kind])
             assert len(rows) == number + 1
             rows.append(tuple(str(value) for value in row))
         assert run.arrival_ns.tolist() == [(offset - 5) // 3 * 1000 for offset in run.table[OFFSET].to_pylist()]
@@ -76,7 +76,7 @@ JSON = {
     b'{"user_id":7,"amount":1.25,"timestamp":5}': ["int64", ("7", "1.25", "5")],
     b'{"user_id":-9223372036854775808,"amount":"1.25","timestamp":"2025-01-01"}': ["int64", (str(-(2**63)), "1.25", "2025-01-01")],
     b'{"user_id":18446744073709551615}': ["uint64", (str(2**64 - 1), "None", "None")],
-    b'{"user_id":null}': [None, ("None", "None", "None")],
+    b'{"user_id":null}': [None, ("None", "None", "None")],  # of the kind that is expected
     b"{}": [None, ("None", "None", "None")],
     b'{"other":{"user_id":3,"amount":[4]},"user_id":"b"} \r\n': ["string", ("b", "None", "None")],
     b'{\n"user_id"\t:\n"c\\n\\u00e9\\u0000",\n"amount" :\n 2}': ["string", ("c\né\0", "2", "None")],
@@ -130,9 +130,20 @@ JSON = {
 @pytest.mark.parametrize("kind", [None, "string", "int64", "binary"])
 def test_json_by_example(value: bytes | None, kind: str | None) -> None:
     """Alone, between others that are in order, and between others that are not."""
-    assert told([value], kind) == [JSON[value]]
-    assert told([GOOD, value, GOOD], kind)[1] == JSON[value]
-    assert told([b"{", value, b'{"user_id":"a"}}'], kind) == [UNDECODABLE, JSON[value], UNDECODABLE]
+    expected = [kind or "string", *JSON[value][1:]] if JSON[value][0] is None else JSON[value]
+    assert told([value], kind) == [expected]
+    assert told([GOOD, value, GOOD], kind)[1] == expected
+    assert told([b"{", value, b'{"user_id":"a"}}'], kind) == [UNDECODABLE, expected, UNDECODABLE]
+
+
+@pytest.mark.parametrize("kind", [None, "string", "int64", "uint64", "binary"])
+@pytest.mark.parametrize("first", [b"18446744073709551615", b"7", b'"a"', b"null"])
+@pytest.mark.parametrize("second", [b"18446744073709551615", b"7", b"-7", b'"a"', b"null"])
+def test_the_kind_of_an_id_does_not_depend_on_the_message_before(first: bytes, second: bytes, kind: str | None) -> None:
+    values: list[bytes | None] = [b'{"user_id":%s}' % each for each in (first, second)]
+    alone = {b"null": kind or "string", b'"a"': "string", b"-7": "int64", b"7": "uint64" if kind == "uint64" else "int64"}
+    for together in (values, [values[0], b"{", values[1]]):
+        assert [told(together, kind)[place][0] for place in (0, -1)] == [alone.get(each, "uint64") for each in (first, second)]
 
 
 _PIECES = st.sampled_from(
@@ -153,7 +164,7 @@ def _edited(draw: Any) -> bytes | None:
     return bytes(value)
 
 
-@given(st.lists(_edited(), min_size=1, max_size=6), st.sampled_from([None, "string", "int64", "uint64"]), st.integers(1, 5))
+@given(st.lists(_edited(), min_size=1, max_size=6), st.sampled_from([None, "string", "int64", "uint64", "binary"]), st.integers(1, 5))
 @example([b'{"x":', b"{}", b'{"y":1}'], "string", 2)
 @example([b'{"x":[{}', b"{}]}", b'{"y":1}'], "string", 1)
 @settings(max_examples=1500)
