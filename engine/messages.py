@@ -37,8 +37,10 @@ TOO_LARGE: Final = "too_large"
 OFFSET: Final = "_offset"
 ROW: Final = "_row"
 
+#: The most bytes and rows of a message, and bytes of one object: its parts take some forty times as much when Python reads it.
 _BYTES_MAX: Final = 64 << 20
 _ROWS_MAX: Final = 1 << 22
+_OBJECT_BYTES_MAX: Final = 4 << 20
 
 #: Between JSON messages. Each begins with a brace, so what one leaves open meets `{}` and then `{`, which no JSON allows.
 _BETWEEN: Final = b"\n{}\n"
@@ -187,7 +189,8 @@ class _Json:
         config = self._config
         schema = pa.schema([(config.user_id, _IDS[kind]), (config.amount, pa.string()), (config.timestamp, pa.string())])
         block = _BETWEEN.join([*values, b""])
-        if len(block) > _BYTES_MAX or ((b"NaN" in block or b"Inf" in block) and _NOT_PYTHONS.search(block)):
+        too_large = len(block) > _BYTES_MAX or max(map(len, values)) > _OBJECT_BYTES_MAX
+        if too_large or ((b"NaN" in block or b"Inf" in block) and _NOT_PYTHONS.search(block)):
             return None
         try:
             str(block, "utf-8")  # also of members that are left out
@@ -226,8 +229,8 @@ class _Json:
 
     def _row(self, value: bytes) -> tuple[str | None, tuple[Any, str | None, str | None]]:
         """The kind of a message's id, None if it is null, and the row."""
-        if len(value) > _BYTES_MAX:
-            raise _MessageError(TOO_LARGE, f"{len(value):,} bytes, more than {_BYTES_MAX:,}")
+        if len(value) > _OBJECT_BYTES_MAX:
+            raise _MessageError(TOO_LARGE, f"{len(value):,} bytes, more than {_OBJECT_BYTES_MAX:,}")
         config = self._config
         try:
             members = _LOADER.decode(str(self._quoted(value), "utf-8"))
@@ -265,6 +268,8 @@ _NOT_PYTHONS: Final = re.compile(rb"[:\[,\s]-?(?:NaN|Inf)")
 
 class _Number(str):
     """A number as it was written."""
+
+    __slots__ = ()
 
 
 #: Members as pairs, so that those that are there twice are seen; numbers as they are written.

@@ -234,9 +234,11 @@ def test_extension_types_are_not_taken() -> None:
 
 def test_messages_that_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.messages._BYTES_MAX", 900)
+    monkeypatch.setattr("engine.messages._OBJECT_BYTES_MAX", 100)
     monkeypatch.setattr("engine.messages._ROWS_MAX", 9)
-    long = b'{"user_id":"%s"}' % (b"x" * 900)
-    assert told([long, GOOD, arrow(some(9)), arrow(some(2).replace_schema_metadata({"x": "y" * 900}))])[:2] == [TOO_LARGE, JSON[GOOD]]
+    fits, long = (b'{"user_id":"%s"}' % (b"x" * count) for count in (86, 87))
+    assert told([long, fits, long]) == [TOO_LARGE, ["string", ("x" * 86, "None", "None")], TOO_LARGE]
+    assert told([long, arrow(some(9)), arrow(some(2).replace_schema_metadata({"x": "y" * 900}))])[::2] == [TOO_LARGE] * 2
     assert told([arrow(some(10).select(["user_id", "amount", "timestamp"]).cast(some(1).schema))]) == [TOO_LARGE]
 
 
