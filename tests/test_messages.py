@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine import RiskEngine
-from engine.columns import ids_of
+from engine.columns import TEXT_MARK, ids_of
 from engine.config import Config
 from engine.messages import OFFSET, ROW, TOO_LARGE, UNDECODABLE, WRONG_SCHEMA, Decoded, decode, encode_arrow, encode_json
 from engine.partitions import partition_of
@@ -224,6 +225,26 @@ def test_arrow_messages_that_are_not_taken(name: str) -> None:
     good = arrow(some())
     assert told([value]) == [reason]
     assert told([good, value, good]) == [told([good])[0], reason, told([good])[0]]
+
+
+def test_other_columns_are_not_read() -> None:
+    """Whatever they are, they cost nothing: here, one whose values would lie far outside of the message."""
+    value = arrow(some().append_column("x", pa.array([b"x" * 999, b"y" * 999], pa.binary(999))))
+    place = value.index(struct.pack("<q", 1998)) - 8
+    assert told([value[:place] + struct.pack("<q", 2**40) + value[place + 8 :]]) == told([arrow(some())])
+
+
+def test_texts_that_are_marked_are_read_as_those_of_files() -> None:
+    """Exactly, and one that is none costs one row; beside JSON, where they are texts too."""
+    table = some().drop(["amount", "timestamp"])
+    for name, texts in (("amount", ["0.12345", "much"]), ("timestamp", ["2025-01-01T00:00:00.123456789Z", "5"])):
+        table = table.append_column(pa.field(name, pa.string(), metadata=TEXT_MARK), [texts])
+    decoded = read([arrow(table), b'{"user_id":7,"amount":1,"timestamp":1735689600123}', encode_arrow(table)])
+    assert [(run.kind, len(run.table)) for run in decoded.runs] == [("int64", 5)]
+    with RiskEngine(users=10, max_ahead=None, time_unit="ms") as engine:
+        result = engine.ingest(decoded.runs[0].table)
+        assert (result.accepted, sum(result.rejected.values()), result.rounded) == (3, 2, 2)
+        assert engine.features([0])["newest"].cast(pa.int64()).to_pylist() == [1735689600123456789]
 
 
 def test_extension_types_are_not_taken() -> None:
