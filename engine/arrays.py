@@ -29,6 +29,12 @@ def values_of(array: Any, dtype: Any, per_row: int = 1) -> NDArray[Any]:
     return view if view.flags.aligned else view.copy()
 
 
+def dtype_of(kind: Any) -> np.dtype[Any]:
+    """NumPy's type for an Arrow type of integers or floats. Arrow's own answer needs pandas in some versions."""
+    letter = "f" if pa.types.is_floating(kind) else "i" if pa.types.is_signed_integer(kind) else "u"
+    return np.dtype(f"{letter}{kind.bit_width // 8}")
+
+
 def valid_rows(array: Any) -> Bools | None:
     """(n,) False at nulls, unpacked from the bitmap; None if there are none."""
     if array.null_count == 0:

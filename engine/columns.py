@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from engine.arrays import NO_BYTES, NO_INTS, Bools, Ints, bytes_of, frozen, null_rows, storage_of, valid_rows, values_of
+from engine.arrays import NO_BYTES, NO_INTS, Bools, Ints, bytes_of, dtype_of, frozen, null_rows, storage_of, valid_rows, values_of
 from engine.config import AMOUNT_UNITS_MAX, REASONS, TIME_NS_MAX, TIME_UNIT_NS, Config
 from engine.errors import SchemaError
 from engine.rounding import Converted, decimal_units, float_units, whole_units
@@ -146,9 +146,9 @@ def _amounts(array: Any, decimals: int) -> Converted:
     if pa.types.is_string(kind):
         return text_amounts(array, decimals)
     if pa.types.is_integer(kind):
-        found = whole_units(values_of(array, kind.to_pandas_dtype()), 10**decimals, AMOUNT_UNITS_MAX)
+        found = whole_units(values_of(array, dtype_of(kind)), 10**decimals, AMOUNT_UNITS_MAX)
     elif pa.types.is_floating(kind):
-        found = float_units(values_of(array, kind.to_pandas_dtype()), 10**decimals)
+        found = float_units(values_of(array, dtype_of(kind)), 10**decimals)
     else:
         found = decimal_units(array, decimals)
     found.null = null_rows(array)
@@ -170,7 +170,7 @@ def _times(array: Any, time_unit: str | None) -> Converted:
         found = whole_units(values_of(array, np.int64) // 86_400_000, 86400 * 10**9, TIME_NS_MAX)
     else:
         assert time_unit is not None, "the schema was checked"
-        found = whole_units(values_of(array, kind.to_pandas_dtype()), TIME_UNIT_NS[time_unit], TIME_NS_MAX)
+        found = whole_units(values_of(array, dtype_of(kind)), TIME_UNIT_NS[time_unit], TIME_NS_MAX)
     found.null = null_rows(array)
     return found
 
@@ -298,7 +298,7 @@ def ids_of(array: Any, column: str) -> Ids:
     if pa.types.is_null(kind):
         return Ids("int64", frozen(np.zeros(len(array), np.int64)), NO_INTS, NO_BYTES, valid)
     if pa.types.is_integer(kind):
-        values = values_of(array, kind.to_pandas_dtype())
+        values = values_of(array, dtype_of(kind))
         unsigned = pa.types.is_uint64(kind)
         values = values.view(np.int64) if unsigned else values.astype(np.int64, copy=False)
         return Ids("uint64" if unsigned else "int64", frozen(values), NO_INTS, NO_BYTES, valid)

@@ -117,6 +117,10 @@ class Publisher:
                 self._away_since = None
 
     def _publish(self, mine: _Published) -> bool:
+        if not mine.begun:
+            topic = mine.partition.topic
+            self._sink.begin(topic.name, mine.partition.number, topic.id)
+            mine.begun = True
         if mine.pending is None:
             mine.pending, mine.anew = mine.partition.draw(self._now(), mine.anew), False
         outcome = self._sink.publish(mine.pending)
@@ -139,4 +143,4 @@ class _Published:
         self.partition = partition
         self.pending: Tick | None = None
         self.anew = True
-        self.refused = False
+        self.refused = self.begun = False

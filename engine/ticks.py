@@ -61,6 +61,13 @@ class Lost:
 class Sink(Protocol):
     """Keeps scores for others."""
 
+    def begin(self, topic: str, partition: int, topic_id: str) -> None:
+        """Take a partition over; what is there of another topic of its name is forgotten.
+
+        Raises:
+            ConnectorError: It cannot be reached.
+        """
+
     def publish(self, tick: Tick) -> Published | Refused | Lost:
         """Write a tick, whole or up to a fence. It may be published again when this raises.
 

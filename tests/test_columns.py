@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +57,28 @@ def test_integer_times_have_the_unit_that_was_said(unit, kind):
     assert times_of(pa.array(values, kind), config) == [expected_time(value, UNIT_NS[unit]) for value in values]
     with pytest.raises(SchemaError, match=rf"'timestamp' has type {kind}, which has no unit.*time_unit="):
         times_of(pa.array(values, kind))
+
+
+def test_numbers_need_no_pandas():
+    """Neither is it a dependency, nor does every version of pyarrow know the types of numbers without it."""
+    program = """
+import sys
+class WithoutPandas:
+    def find_spec(self, name, path, target=None):
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, WithoutPandas())
+import pyarrow as pa
+from engine.columns import columns_of
+from engine.config import Config
+for kind in (pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(), pa.float32(), pa.float64()):
+    whole = kind if pa.types.is_integer(kind) else pa.int64()
+    batch = pa.record_batch({"user_id": pa.array([7], whole), "amount": pa.array([2], kind), "timestamp": pa.array([3], whole)})
+    found = columns_of(batch, Config.of(shards=1, time_unit="s"))
+    print(*found.ids.values, *found.amount_units, *found.time_ns)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("7 20000 3000000000\n" * 10, "")
 
 
 def test_dates_are_midnight_utc():

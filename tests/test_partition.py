@@ -283,6 +283,9 @@ class Store:
         self.ticks: list[Tick] = []
         self.answers: list[Any] = []
 
+    def begin(self, topic: str, partition: int, topic_id: str) -> None:
+        assert (topic, partition, topic_id) == ("topic", 0, "id")
+
     def publish(self, tick: Tick) -> Any:
         self.ticks.append(tick)
         answer = self.answers.pop(0) if self.answers else Published()

@@ -1,7 +1,7 @@
 """Reading scores from Redis by the reader's rule: a key that is absent means 0.0 while the user's partition is fresh, and else unknown.
 
-A partition is fresh when its heartbeat is not older than `max_age`, by Redis's own clock, says "ready", and its scores are exact by then.
-Scores are asked for before the heartbeats: what was true of a partition after a score was read was true of the score.
+A partition is fresh when its heartbeat was written no longer than `max_age` ago, by Redis's own clock, says "ready", and its scores are
+exact by then. Scores and heartbeats are read in one transaction: between two requests Redis could be flushed and published anew.
 """
 
 from __future__ import annotations
@@ -89,39 +89,41 @@ class RiskCache:
 
     def _asked(self, client: Any, users: Any, chosen: NDArray[np.int32], stale: str) -> NDArray[np.float64]:
         keys = user_keys(self._prefix, users)
+        partitions = np.unique(chosen).tolist()
+        whys: dict[int, str] = {}
         texts: list[bytes | None] = []
-        with told(where(client)):
-            for first in range(0, len(keys), _USERS_AT_ONCE):
-                texts += client.mget(keys[first : first + _USERS_AT_ONCE])
+        for first in range(0, len(keys), _USERS_AT_ONCE):
+            found, not_fresh = self._together(client, keys[first : first + _USERS_AT_ONCE], partitions)
+            texts += found
+            whys |= {part: why for part, why in not_fresh.items() if why}
         scores = np.array([b"0" if text is None else text for text in texts]).astype(np.float64)
-        partitions = np.unique(chosen)
-        whys = {part: why for part, why in self._not_fresh(client, partitions.tolist()).items() if why}
         if whys and stale == "raise":
             part, why = next(iter(whys.items()))
             raise StaleError(f"scores of {len(whys)} partitions of topic {self._topic!r} are not known: partition {part} {why}")
         scores[np.isin(chosen, list(whys))] = np.nan
         return scores
 
-    def _not_fresh(self, client: Any, partitions: list[int]) -> dict[int, str]:
-        """Why each partition is not fresh; "" for those that are."""
+    def _together(self, client: Any, keys: list[bytes], partitions: list[int]) -> tuple[list[bytes | None], dict[int, str]]:
+        """Scores, and why each partition is not fresh, "" for those that are: as they were at one instant."""
         with told(where(client)):
-            pipeline = client.pipeline(transaction=False)
+            pipeline = client.pipeline(transaction=True)
+            pipeline.mget(keys)
             pipeline.time()
             for part in partitions:
                 pipeline.hgetall(heartbeat_key(self._prefix, self._topic, part))
-            (seconds, micros), *beats = pipeline.execute()
-        now_ns = (seconds * 1_000_000 + micros) * 1000
-        return {part: self._why(_texts(beat), now_ns) for part, beat in zip(partitions, beats, strict=True)}
+            texts, (seconds, micros), *beats = pipeline.execute()
+        now_us = seconds * 1_000_000 + micros
+        return texts, {part: self._why(_texts(beat), now_us) for part, beat in zip(partitions, beats, strict=True)}
 
-    def _why(self, beat: dict[str, str], now_ns: int) -> str:
+    def _why(self, beat: dict[str, str], now_us: int) -> str:
         if "at" not in beat:
             return "was never published"
         if int(beat["partitions"]) != self._partitions:
             self._partitions = None  # asked for again next time
             return f"has a heartbeat of a topic of {beat['partitions']} partitions"
-        age_ns = now_ns - int(beat["at"])
-        if age_ns > self._max_age_ns:
-            return f"was published {age_ns / 1e9:.1f} s ago by {beat['owner']}, and should have been within {self._max_age_ns / 1e9:g} s"
+        age_us = now_us - int(beat["written"])
+        if age_us * 1000 > self._max_age_ns:
+            return f"was published {age_us / 1e6:.1f} s ago by {beat['owner']}, and should have been within {self._max_age_ns / 1e9:g} s"
         if beat["state"] != "ready":
             return f"is {beat['state']}"
         if beat["exact_from"] and int(beat["at"]) < int(beat["exact_from"]):
@@ -130,15 +132,12 @@ class RiskCache:
 
     def _count_partitions(self) -> int:
         if self._partitions is None:
-            for client in self._clients:
-                with told(where(client)):
-                    key = next(client.scan_iter(match=_escaped(f"{self._prefix}~{self._topic}:") + "*", count=10_000), None)
-                    found = None if key is None else client.hget(key, "partitions")
-                if found is not None:
-                    self._partitions = int(found)
-                    break
-            else:
-                raise ConnectorError(f"nothing of topic {self._topic!r} is published in {', '.join(map(where, self._clients))}")
+            client = self._clients[0]  # where partition 0 is
+            with told(where(client)):
+                found = client.hget(heartbeat_key(self._prefix, self._topic, 0), "partitions")
+            if found is None:
+                raise ConnectorError(f"nothing of topic {self._topic!r} is published in {where(client)}")
+            self._partitions = int(found)
         return self._partitions
 
     def close(self) -> None:
@@ -167,6 +166,8 @@ def heartbeats(urls: Sequence[str], prefix: str, now_ns: int) -> list[dict[str, 
         client = connect(url)
         with told(where(client)):
             for key in client.scan_iter(match=_escaped(f"{prefix}~") + "*", count=10_000):
+                if client.type(key) != b"hash":
+                    continue  # of a user whose id begins with ~
                 beat = _texts(client.hgetall(key))
                 topic, _, partition = str(key, "utf-8").removeprefix(f"{prefix}~").rpartition(":")
                 if "at" in beat and partition.isdigit():

@@ -1,13 +1,17 @@
 """Scores in Redis, plain and readable by any client: a key for each user, and a hash for each partition that says what they are worth.
 
     {prefix}{user}                    the score, as the shortest decimal that gives the same float64; expires when the score is 0.0
-    {prefix}~{topic}:{partition}      position clock at owner exact_from topic_id partitions state, and fence
+    {prefix}~{topic}:{partition}      position clock at owner exact_from topic_id partitions state, and fence, written
 
-Instants are nanoseconds since the epoch. The fields of the hash describe the last tick that was written whole. `fence` is the position and
-the instant of the newest tick of which anything was written: each script compares it first, and writes all of its keys or none. So a
-process that does not know yet that its partition is another's by now, or one that starts again from an older snapshot, never puts an older
-score in place of a newer one. The script also says which fence it found. If that is none, or older than what this process wrote last, Redis
-has lost data (it was flushed, or restarted without them, or a replica took over), and everything is published anew.
+Instants are nanoseconds since the epoch; `written` is Redis's own time of the last tick, microseconds. An id that begins with "~" has two.
+The fields of the hash describe the last tick that was written whole. `fence` is the position and the instant of the newest tick of which
+anything was written, and which sink wrote it. Each script compares it first, and writes all of its keys or none:
+
+- An older state never takes the place of a newer one: not that of a process that does not know yet that its partition is another's by now,
+  nor that of one that starts again from an older snapshot.
+- A tick that lists only changes must follow the one that this sink wrote before it. If something else is there, or nothing, Redis has lost
+  data (it was flushed, restarted without them, or a replica took over) or somebody else has written; then only a tick of everybody will do.
+- A hash of another topic of the same name is removed by `begin`, which is called when a partition is assigned, and by nothing else.
 
 Users without a transaction in the window have no key: theirs expires at `zero_at`. Only when the engine's clock is ahead of the clock on
 the wall, by no more than `max_ahead`, are keys deleted, since those would stay until the wall clock is there.
@@ -17,6 +21,7 @@ Partition p is on server p modulo the number of servers; that is the caller's to
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -38,20 +43,24 @@ _CHUNKS_AT_ONCE: Final = 8
 _ANSWER_SECONDS: Final = 3.0
 
 #: Compares fences as texts of whole numbers: Redis has only floats, which do not hold nanoseconds.
-#: KEYS: the hash, users. ARGV: position, instant, number of fields, these and their values, then for each user a score, "" if the key shall
-#: go, and when it expires, in milliseconds.
+#: KEYS: the hash, users. ARGV: position, instant, sink; what the fence may be, two of them, "*" for any that is not newer; topic id; number
+#: of fields, these and their values; then for each user a score, "" if the key shall go, and when it expires, in milliseconds.
+#: Answers whether it has written (1), found a newer fence or another topic (0), or not the one that it must be (2); and the fence it found.
 _SCRIPT: Final = """
 local function before(a, b)
   if #a ~= #b then return #a < #b end
   return a < b
 end
-local fence = redis.call('HGET', KEYS[1], 'fence')
-if fence then
-  local position, at = string.match(fence, '^(%d+):(%d+)$')
+local found = redis.call('HMGET', KEYS[1], 'fence', 'topic_id')
+local fence = found[1] or ''
+if found[2] and found[2] ~= ARGV[6] then return {0, fence} end
+if fence ~= '' then
+  local position, at = string.match(fence, '^(%d+):(%d+):')
   if before(ARGV[1], position) or (ARGV[1] == position and before(ARGV[2], at)) then return {0, fence} end
 end
-local fields = tonumber(ARGV[3])
-local next = 4 + 2 * fields
+if ARGV[4] ~= '*' and fence ~= ARGV[4] and fence ~= ARGV[5] then return {2, fence} end
+local fields = tonumber(ARGV[7])
+local next = 8 + 2 * fields
 for user = 2, #KEYS do
   if ARGV[next] == '' then
     redis.call('DEL', KEYS[user])
@@ -60,9 +69,25 @@ for user = 2, #KEYS do
   end
   next = next + 2
 end
-redis.call('HSET', KEYS[1], 'fence', ARGV[1] .. ':' .. ARGV[2], unpack(ARGV, 4, 3 + 2 * fields))
-return {1, fence or ''}
+redis.call('HSET', KEYS[1], 'fence', ARGV[1] .. ':' .. ARGV[2] .. ':' .. ARGV[3], 'topic_id', ARGV[6])
+if fields > 0 then
+  local now = redis.call('TIME')
+  redis.call('HSET', KEYS[1], 'written', now[1] .. string.format('%06d', now[2]), unpack(ARGV, 8, 7 + 2 * fields))
+end
+return {1, fence}
 """
+
+#: Deletes the hash of a topic that is gone. KEYS: the hash. ARGV: the id of the topic that has its name now.
+_BEGIN: Final = """
+local id = redis.call('HGET', KEYS[1], 'topic_id')
+if id and id ~= ARGV[1] then redis.call('DEL', KEYS[1]) end
+return id or ''
+"""
+
+
+#: What a script answers first.
+_WRITTEN: Final = 1
+_NOT_MINE: Final = 2
 
 
 class RedisSink:
@@ -81,7 +106,8 @@ class RedisSink:
         self.prefix = prefix
         self._client = connect(url)
         self.where = where(self._client)
-        self._fences: dict[tuple[str, int], tuple[int, int]] = {}
+        self._name = secrets.token_hex(4)  # no other sink has it
+        self._fences: dict[tuple[str, int], str] = {}  # what this one wrote last
         with told(self.where):
             self._client.ping()
             self._check_policy()
@@ -96,6 +122,16 @@ class RedisSink:
                 "'no risk'; set it to noeviction"
             )
 
+    def begin(self, topic: str, partition: int, topic_id: str) -> None:
+        """Take a partition over, whose topic has this id now. What is there of another topic of its name is forgotten.
+
+        Raises:
+            ConnectorError: Redis cannot be reached or refuses.
+        """
+        self._fences.pop((topic, partition), None)
+        with told(self.where):
+            self._client.eval(_BEGIN, 1, heartbeat_key(self.prefix, topic, partition), topic_id)
+
     def publish(self, tick: Tick) -> Published | Refused | Lost:
         """Write a tick: its users a few thousand at a time, what it says of the partition with the last of them.
 
@@ -105,22 +141,21 @@ class RedisSink:
         Cost: some 3 us a user of Redis's own time, as much of this process's.
         """
         place = tick.topic, tick.partition
-        fence = tick.position, tick.at_ns
-        chunks = list(self._chunks(tick))
+        last = self._fences.get(place)
+        if last is None and not tick.everybody:
+            return Lost()
+        chunks = list(self._chunks(tick, last))
         with told(self.where):
             for first in range(0, len(chunks), _CHUNKS_AT_ONCE):
-                for written, found in self._write(chunks[first : first + _CHUNKS_AT_ONCE]):
-                    there = _fence_of(found)
-                    if not written:
-                        assert there is not None
-                        self._fences[place] = there
-                        return Refused(there)
-                    last = self._fences.get(place)
-                    if last is not None and (there is None or there < last):
-                        del self._fences[place]  # the next tick is of everything
-                        return Lost()
-                    self._fences[place] = fence
+                for outcome, found in self._write(chunks[first : first + _CHUNKS_AT_ONCE]):
+                    if outcome != _WRITTEN:
+                        self._fences.pop(place, None)  # the next tick is of everybody
+                        return Lost() if outcome == _NOT_MINE else Refused(_fence_of(found))
+        self._fences[place] = self._fence(tick)
         return Published()
+
+    def _fence(self, tick: Tick) -> str:
+        return f"{tick.position}:{tick.at_ns}:{self._name}"
 
     def _write(self, chunks: list[list[Any]]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
@@ -133,8 +168,10 @@ class RedisSink:
             self._script = self._client.script_load(_SCRIPT)
             return self._write(chunks)
 
-    def _chunks(self, tick: Tick) -> Iterator[list[Any]]:
+    def _chunks(self, tick: Tick, last: str | None) -> Iterator[list[Any]]:
         """Arguments of the script, one list a call."""
+        mine = self._fence(tick)  # there already where a tick is published again
+        before = ["*", ""] if tick.everybody or last is None else [last, mine]
         key = heartbeat_key(self.prefix, tick.topic, tick.partition)
         fields = {
             "position": tick.position,
@@ -142,17 +179,17 @@ class RedisSink:
             "at": tick.at_ns,
             "owner": tick.owner,
             "exact_from": "" if tick.exact_from_ns is None else tick.exact_from_ns,
-            "topic_id": tick.topic_id,
             "partitions": tick.partitions,
             "state": tick.state,
         }
         told_at_last = [item for pair in fields.items() for item in pair]
         keys, values = self._users(tick)
         for first in range(0, max(len(keys), 1), _USERS_AT_ONCE):
-            last = first + _USERS_AT_ONCE
-            some = told_at_last if last >= len(keys) else []
-            mine = keys[first:last]
-            yield [1 + len(mine), key, *mine, tick.position, tick.at_ns, len(some) // 2, *some, *values[2 * first : 2 * last]]
+            end = first + _USERS_AT_ONCE
+            some = told_at_last if end >= len(keys) else []
+            users = keys[first:end]
+            head = [tick.position, tick.at_ns, self._name, *(before if first == 0 else [mine, mine]), tick.topic_id, len(some) // 2]
+            yield [1 + len(users), key, *users, *head, *some, *values[2 * first : 2 * end]]
 
     def _users(self, tick: Tick) -> tuple[list[Any], list[Any]]:
         """A key of each user, and in turn their scores and when these expire."""
@@ -175,12 +212,21 @@ class RedisSink:
 
 
 def user_keys(prefix: str, users: Any) -> list[bytes]:
-    """The key of each user: the prefix, and the id as UTF-8 text, integers in decimal, or its bytes."""
+    """The key of each user: the prefix, and the id as UTF-8 text, integers in decimal, or its bytes; a "~" in front is doubled.
+
+    Example:
+        >>> user_keys("risk:", pa.array(["alice", "~t:0"]))
+        [b'risk:alice', b'risk:~~t:0']
+    """
     users = users.combine_chunks() if isinstance(users, pa.ChunkedArray) else users
     if pa.types.is_integer(users.type):
         users = users.cast(pa.string())
     kind = pa.large_binary()
-    keys: list[bytes] = pc.binary_join_element_wise(pa.scalar(prefix.encode(), kind), users.cast(kind), pa.scalar(b"", kind)).to_pylist()
+    users = users.cast(kind)
+    special = pc.starts_with(users, pattern="~")
+    if pc.any(special).as_py():  # else it could be the key of a hash
+        users = pc.if_else(special, pc.binary_join_element_wise(pa.scalar(b"~", kind), users, pa.scalar(b"", kind)), users)
+    keys: list[bytes] = pc.binary_join_element_wise(pa.scalar(prefix.encode(), kind), users, pa.scalar(b"", kind)).to_pylist()
     return keys
 
 
@@ -189,10 +235,8 @@ def heartbeat_key(prefix: str, topic: str, partition: int) -> str:
     return f"{prefix}~{topic}:{partition}"
 
 
-def _fence_of(text: Any) -> tuple[int, int] | None:
-    if not text:
-        return None
-    position, _, at = str(text, "ascii").partition(":")
+def _fence_of(text: Any) -> tuple[int, int]:
+    position, at, _ = str(text or b"0:0:", "ascii").split(":")
     return int(position), int(at)
 
 
