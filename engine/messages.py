@@ -411,6 +411,21 @@ def encode_arrow(batch: Any) -> bytes:
     return data
 
 
+def arrow_messages(table: Any, rows_max: int, bytes_max: int) -> Iterator[tuple[int, bytes]]:
+    """Arrow streams of a table, in order: of so many rows at most, and of fewer where they would be too large.
+
+    Yields:
+        Rows of the message, and its bytes. A row that is too large alone is a message all the same.
+    """
+    for first in range(0, len(table), rows_max):
+        some = table.slice(first, rows_max).combine_chunks()
+        value = encode_arrow(some)
+        if len(value) > bytes_max and len(some) > 1:
+            yield from arrow_messages(some, -(-len(some) // 2), bytes_max)
+        else:
+            yield len(some), value
+
+
 def encode_json(rows: Any) -> list[bytes]:
     """A JSON object of each row, with all columns; values are exact, zoned times in UTC, bytes hexadecimal, what is not finite is null.
 
