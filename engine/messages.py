@@ -323,7 +323,7 @@ def _arrow_message(value: bytes, place: int, config: Config) -> _Rows | None:
         wanted = check_schema(found, config, "")
         for index in wanted:
             _check_type(found.field(index))
-        schema = marked(pa.schema([(found.field(index).name, found.field(index).type) for index in wanted]), config)
+        schema = marked(pa.schema([(found.field(index).name, _in_utc(found.field(index).type)) for index in wanted]), config)
         # Other columns are not even read: dictionaries that grow from batch to batch take time and memory by the square of the bytes.
         options = pa.ipc.IpcReadOptions(included_fields=sorted(wanted))
         batches, rows = [], 0
@@ -331,7 +331,7 @@ def _arrow_message(value: bytes, place: int, config: Config) -> _Rows | None:
             rows += batch.num_rows
             if rows > _ROWS_MAX:
                 raise _MessageError(TOO_LARGE, f"more than {_ROWS_MAX:,} rows")
-            plain = pa.RecordBatch.from_arrays([batch.column(name) for name in schema.names], schema=schema)
+            plain = pa.RecordBatch.from_arrays([batch.column(field.name).view(field.type) for field in schema], schema=schema)
             plain.validate(full=True)
             batches.append(plain)
     except SchemaError as error:
@@ -347,6 +347,11 @@ def _check_type(field: Any) -> None:
     if pa.types.is_dictionary(kind) or isinstance(kind, pa.BaseExtensionType) or str(kind).endswith("_view") or pa.types.is_null(kind):
         plain = "integers, decimals, floats, timestamps, strings or binary"
         raise _MessageError(WRONG_SCHEMA, f"column {field.name!r} is {kind}; send plain {plain}")
+
+
+def _in_utc(kind: Any) -> Any:
+    """The type with which times say the same instants, but not the name of their zone, which can be anything."""
+    return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) else kind
 
 
 def _kind_of(kind: Any) -> str:
@@ -427,7 +432,7 @@ def arrow_messages(table: Any, rows_max: int, bytes_max: int) -> Iterator[tuple[
 
 
 def encode_json(rows: Any) -> list[bytes]:
-    """A JSON object of each row, with all columns; values are exact, zoned times in UTC, bytes hexadecimal, what is not finite is null.
+    """A JSON object of each row, with all columns; values are exact, times in UTC, bytes hexadecimal, what is not finite is null.
 
     Example:
         >>> encode_json(pa.table({"user_id": ["alice"], "amount": [1.5]}))
@@ -448,8 +453,8 @@ _DIGITS: Final = np.frombuffer(b"".join(b"%02x" % value for value in range(256))
 def _for_json(column: Any, name: str) -> Any:
     """A column of which JSON can be made whatever is in it."""
     kind = column.type
-    if pa.types.is_timestamp(kind) and kind.tz is not None:
-        return column.cast(pa.timestamp(kind.unit, "UTC"))  # names of other zones may be wrong
+    if pa.types.is_timestamp(kind):
+        return column.view(_in_utc(kind))
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
         return column
     ids = ids_of(column, name)

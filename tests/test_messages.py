@@ -247,6 +247,18 @@ def test_texts_that_are_marked_are_read_as_those_of_files() -> None:
         assert engine.features([0])["newest"].cast(pa.int64()).to_pylist() == [1735689600123456789]
 
 
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin", "Europe/Nowhere"])
+def test_names_of_zones_do_not_matter(zone: str | None) -> None:
+    """Not even those that are no text."""
+    times = pa.array([0, None], pa.timestamp("ms", zone))
+    value = arrow(some().set_column(2, "timestamp", times))
+    for each in (value, value.replace(b"Europe/", b"\xff\xff\xff\xff\xff\xff\xff")):
+        (run,) = read([each]).runs
+        assert run.table.schema.field("timestamp").type == pa.timestamp("ms", "UTC")
+        assert run.table["timestamp"].cast(pa.int64()).to_pylist() == [0, None]
+        assert json.loads(encode_json(run.table)[0])["timestamp"] == "1970-01-01 00:00:00.000Z"
+
+
 def test_extension_types_are_not_taken() -> None:
     ids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16, b"1" * 16], pa.binary(16)))
     assert told([arrow(some(2, ids))]) == [WRONG_SCHEMA]
