@@ -1,10 +1,11 @@
 """Messages of a topic as rows, and rows as messages. No broker here: bytes in, tables out, and the other way round.
 
-    arrow   one Arrow IPC stream, not compressed: record batches with the three columns, of any type that is listed below; begins with 0xFF
+    arrow   one Arrow IPC stream, not compressed: record batches with the three columns, of any plain type that the engine takes; begins
+            with 0xFF. Amounts and times are texts, to be read as those of a CSV file, where the field's metadata says `riskring: text`
     json    one JSON object, one row; begins with {
 
-A message is taken whole or not at all, and what becomes of it depends on nothing but its own bytes (and the kind of ids that is tried
-first): not on the messages that it happened to come with. Bytes come from anywhere: sizes are bounded before memory is taken, types are
+A message is taken whole or not at all, and what becomes of it depends on nothing but its own bytes and the kind of ids that is expected:
+not on the messages that it happened to come with. Bytes come from anywhere: sizes are bounded before memory is taken, types are
 those of a short list, and everything is looked through (`validate`) before a kernel reads it unchecked.
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from engine.columns import check_schema
+from engine.columns import check_schema, ids_of
 from engine.config import Config
 from engine.errors import SchemaError
 from engine.ndjson import marked, parsed, quoting
@@ -37,8 +38,10 @@ TOO_LARGE: Final = "too_large"
 OFFSET: Final = "_offset"
 ROW: Final = "_row"
 
+#: The most bytes and rows of a message, and bytes of one object: its parts take some fifty times as much when Python reads it.
 _BYTES_MAX: Final = 64 << 20
 _ROWS_MAX: Final = 1 << 22
+_OBJECT_BYTES_MAX: Final = 4 << 20
 
 #: Between JSON messages. Each begins with a brace, so what one leaves open meets `{}` and then `{`, which no JSON allows.
 _BETWEEN: Final = b"\n{}\n"
@@ -91,7 +94,8 @@ def decode(
         offsets: (n,) int64, rising.
         arrival_ns: (n,) int64, when each arrived.
         config: Names of the columns, and `time_unit`.
-        kind: Kind of ids that is to be expected, if it is known.
+        kind: Kind of ids that is to be expected, if it is known. JSON integers from 0 on are uint64 where that is expected, else those of
+            int64 are int64; and a JSON message without an id is of the kind that is expected, else "string".
 
     Returns:
         Decoded: each message is in a run, or dead.
@@ -172,16 +176,22 @@ class _Json:
                     yield from self._one_by_one(few)
 
     def _together(self, places: list[int]) -> _Rows | None:
-        """A row of each message; None if any of them is not one object with an id of this kind."""
+        """A row of each message; None if any of them is not one object with an id of this kind, or might not be when it is alone."""
         values = [self._values[place] or b"" for place in places]
-        kind = self._kind if self._kind in _IDS else self._kind_of_first(values[0])
-        return self._parsed(values, places, kind)
+        if self._kind in _IDS:
+            return self._parsed(values, places, self._kind)
+        kind = self._kind_of_first(values[0])
+        rows = self._parsed(values, places, kind)
+        # Where no kind of JSON is expected, a small integer is none of uint64, and no id is none of the first message's kind.
+        is_sure = rows is not None and kind != "uint64" and rows.batches[0].column(0).null_count == 0
+        return rows if is_sure else None
 
     def _parsed(self, values: list[bytes], places: list[int], kind: str) -> _Rows | None:
         config = self._config
         schema = pa.schema([(config.user_id, _IDS[kind]), (config.amount, pa.string()), (config.timestamp, pa.string())])
         block = _BETWEEN.join([*values, b""])
-        if len(block) > _BYTES_MAX or ((b"NaN" in block or b"Inf" in block) and _NOT_PYTHONS.search(block)):
+        too_large = len(block) > _BYTES_MAX or max(map(len, values)) > _OBJECT_BYTES_MAX
+        if too_large or ((b"NaN" in block or b"Inf" in block) and _NOT_PYTHONS.search(block)):
             return None
         try:
             str(block, "utf-8")  # also of members that are left out
@@ -220,8 +230,8 @@ class _Json:
 
     def _row(self, value: bytes) -> tuple[str | None, tuple[Any, str | None, str | None]]:
         """The kind of a message's id, None if it is null, and the row."""
-        if len(value) > _BYTES_MAX:
-            raise _MessageError(TOO_LARGE, f"{len(value):,} bytes, more than {_BYTES_MAX:,}")
+        if len(value) > _OBJECT_BYTES_MAX:
+            raise _MessageError(TOO_LARGE, f"{len(value):,} bytes, more than {_OBJECT_BYTES_MAX:,}")
         config = self._config
         try:
             members = _LOADER.decode(str(self._quoted(value), "utf-8"))
@@ -259,6 +269,8 @@ _NOT_PYTHONS: Final = re.compile(rb"[:\[,\s]-?(?:NaN|Inf)")
 
 class _Number(str):
     """A number as it was written."""
+
+    __slots__ = ()
 
 
 #: Members as pairs, so that those that are there twice are seen; numbers as they are written.
@@ -307,18 +319,19 @@ def _arrow_message(value: bytes, place: int, config: Config) -> _Rows | None:
         for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(value)):
             if _is_compressed(message.metadata):
                 raise _MessageError(WRONG_SCHEMA, "its buffers are compressed; let Kafka compress messages instead (compression.type)")
-        reader = pa.ipc.open_stream(pa.py_buffer(value))
-        wanted = check_schema(reader.schema, config, "")
+        found = pa.ipc.open_stream(pa.py_buffer(value)).schema
+        wanted = check_schema(found, config, "")
         for index in wanted:
-            _check_type(reader.schema.field(index))
+            _check_type(found.field(index))
+        schema = marked(pa.schema([(found.field(index).name, _in_utc(found.field(index).type)) for index in wanted]), config)
+        # Other columns are not even read: dictionaries that grow from batch to batch take time and memory by the square of the bytes.
+        options = pa.ipc.IpcReadOptions(included_fields=sorted(wanted))
         batches, rows = [], 0
-        for batch in reader:
+        for batch in pa.ipc.open_stream(pa.py_buffer(value), options=options):
             rows += batch.num_rows
             if rows > _ROWS_MAX:
                 raise _MessageError(TOO_LARGE, f"more than {_ROWS_MAX:,} rows")
-            plain = pa.RecordBatch.from_arrays(
-                [batch.column(index) for index in wanted], names=[config.user_id, config.amount, config.timestamp]
-            )
+            plain = pa.RecordBatch.from_arrays([batch.column(field.name).view(field.type) for field in schema], schema=schema)
             plain.validate(full=True)
             batches.append(plain)
     except SchemaError as error:
@@ -334,6 +347,11 @@ def _check_type(field: Any) -> None:
     if pa.types.is_dictionary(kind) or isinstance(kind, pa.BaseExtensionType) or str(kind).endswith("_view") or pa.types.is_null(kind):
         plain = "integers, decimals, floats, timestamps, strings or binary"
         raise _MessageError(WRONG_SCHEMA, f"column {field.name!r} is {kind}; send plain {plain}")
+
+
+def _in_utc(kind: Any) -> Any:
+    """The type with which times say the same instants, but not the name of their zone, which can be anything."""
+    return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) else kind
 
 
 def _kind_of(kind: Any) -> str:
@@ -398,12 +416,49 @@ def encode_arrow(batch: Any) -> bytes:
     return data
 
 
+def arrow_messages(table: Any, rows_max: int, bytes_max: int) -> Iterator[tuple[int, bytes]]:
+    """Arrow streams of a table, in order: of so many rows at most, and of fewer where they would be too large.
+
+    Yields:
+        Rows of the message, and its bytes. A row that is too large alone is a message all the same.
+    """
+    for first in range(0, len(table), rows_max):
+        some = table.slice(first, rows_max).combine_chunks()
+        value = encode_arrow(some)
+        if len(value) > bytes_max and len(some) > 1:
+            yield from arrow_messages(some, -(-len(some) // 2), bytes_max)
+        else:
+            yield len(some), value
+
+
 def encode_json(rows: Any) -> list[bytes]:
-    """A JSON object of each row, with all columns; values are exact, what is not finite is null.
+    """A JSON object of each row, with all columns; values are exact, times in UTC, bytes hexadecimal, what is not finite is null.
 
     Example:
         >>> encode_json(pa.table({"user_id": ["alice"], "amount": [1.5]}))
         [b'{"user_id":"alice","amount":1.5}']
+        >>> encode_json(pa.table({"user_id": [b"\\xff\\0"]}))
+        [b'{"user_id":"ff00"}']
     """
     table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
-    return bytes(json_lines(table)).split(b"\n")[:-1] if len(table) else []
+    if not len(table):
+        return []
+    columns = {name: _for_json(table[name].combine_chunks(), name) for name in table.column_names}
+    return bytes(json_lines(pa.table(columns))).split(b"\n")[:-1]
+
+
+_DIGITS: Final = np.frombuffer(b"".join(b"%02x" % value for value in range(256)), np.uint16)
+
+
+def _for_json(column: Any, name: str) -> Any:
+    """A column of which JSON can be made whatever is in it."""
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        return column.view(_in_utc(kind))
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)):
+        return column
+    ids = ids_of(column, name)
+    first, last = int(ids.offsets[0]), int(ids.offsets[-1])
+    bitmap = None if ids.valid is None else pa.py_buffer(np.packbits(ids.valid, bitorder="little"))
+    buffers = [bitmap, pa.py_buffer((ids.offsets - first) * 2), pa.py_buffer(_DIGITS[ids.data[first:last]])]
+    return pa.Array.from_buffers(pa.large_string(), len(ids), buffers)

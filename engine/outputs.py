@@ -263,12 +263,21 @@ def json_lines(table: Any) -> Any:
     return pc.binary_join(pa.ListArray.from_arrays([0, len(lines)], lines), "")[0].as_buffer() or b""
 
 
+#: Up to these scales Arrow makes texts of decimals, by their bits.
+_SCALE_MAX: Final = {32: 9, 64: 18, 128: 38, 256: 76}
+
+
 def _json_texts(column: Any) -> Any:
     """Each value as JSON text; "null" where there is none."""
     kind = column.type
     if pa.types.is_floating(kind):
         column = pc.if_else(pc.is_finite(column), column, pa.scalar(None, kind))
+    exponent = ""
+    if pa.types.is_decimal(kind) and abs(kind.scale) > _SCALE_MAX[kind.bit_width]:  # Arrow makes no text of these
+        column, exponent = column.view(getattr(pa, f"decimal{kind.bit_width}")(kind.precision, 0)), f"E{-kind.scale:+}"
     text = column.cast(pa.string())
+    if exponent:
+        text = pc.binary_join_element_wise(text, exponent, "")
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)):
         text = _json_quoted(text)
     return text.fill_null("null")

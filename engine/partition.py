@@ -35,7 +35,7 @@ from engine.columns import ids_of
 from engine.config import TIME_NS_MAX, Config
 from engine.engine import RiskEngine
 from engine.errors import CapacityError, ConfigError, SnapshotError
-from engine.messages import decode, encode_json
+from engine.messages import OFFSET, ROW, decode, encode_json
 from engine.partitions import partition_of
 from engine.snapshot import SnapshotInfo, read_manifest, snapshots
 from engine.ticks import Tick
@@ -166,10 +166,16 @@ class Partition:
         values, offsets, arrival_ns = values[seen:], offsets[seen:], arrival_ns[seen:]
         if self.starts_at_first:  # what the log no longer has came before its first record
             self.exact_from_ns, self.starts_at_first = exact_from(int(arrival_ns[0]), self.engine.config), False
-        decoded = decode(values, offsets, arrival_ns, self.engine.config, self.engine.id_kind)
+        while len(values) and self.state != FULL:
+            count = self._apply_first(values, offsets, arrival_ns)
+            values, offsets, arrival_ns = values[count:], offsets[count:], arrival_ns[count:]
+        self.reach(self.position)
+
+    def _apply_first(self, values: list[bytes | None], offsets: NDArray[np.int64], arrival_ns: NDArray[np.int64]) -> int:
+        """Apply records from the first on; how many. The first rows give the engine its kind of ids, by which the others are then read."""
+        kind, end = self.engine.id_kind, int(offsets[-1]) + 1
+        decoded = decode(values, offsets, arrival_ns, self.engine.config, kind)
         letters = _Letters(self, values, offsets)
-        for offset, reason, _ in decoded.dead:
-            letters.message(offset, reason)
         with self._lock:
             for run in decoded.runs:
                 if self.engine.id_kind not in (None, run.kind):
@@ -178,11 +184,17 @@ class Partition:
                 try:
                     self._apply_run(run.table, run.arrival_ns, letters)
                 except CapacityError as error:
-                    self.position, self.state = int(run.table["_offset"][0].as_py()), FULL
-                    self.log("error", "the engine is full", partition=self.number, position=self.position, error=str(error))
-                    return
-            self.position = int(offsets[-1]) + 1
-        self.reach(self.position)
+                    end, self.state = int(run.table[OFFSET][0].as_py()), FULL
+                    self.log("error", "the engine is full", partition=self.number, position=end, error=str(error))
+                    break
+                if self.engine.id_kind != kind:
+                    end = int(run.table[OFFSET][-1].as_py()) + 1
+                    break
+            self.position = end
+        for offset, reason, _ in decoded.dead:
+            if offset < end:
+                letters.message(offset, reason)
+        return int(np.searchsorted(offsets, end))
 
     def _apply_run(self, table: Any, arrival_ns: NDArray[np.int64], letters: _Letters) -> None:
         user_id = self.engine.config.user_id
@@ -300,8 +312,8 @@ class _Letters:
         partition.dead[reason] += len(table)
         if partition.output is None or not partition.output.wants_dead_letters:
             return
-        texts = encode_json(table.drop(["_offset", "_row"]).combine_chunks())
-        places = zip(table["_offset"].to_pylist(), table["_row"].to_pylist(), texts, strict=True)
+        texts = encode_json(table.drop([OFFSET, ROW]).combine_chunks())
+        places = zip(table[OFFSET].to_pylist(), table[ROW].to_pylist(), texts, strict=True)
         for offset, row, text in places:
             value = self._value(offset)
             alone = value is not None and value[:1] == b"{"

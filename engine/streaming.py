@@ -197,7 +197,8 @@ def add_produce(commands: Any) -> None:
         "produce",
         _produce,
         "send the rows of files to a Kafka topic",
-        "A user's rows go to one partition, in order, each once.",
+        "A user's rows go to one partition, in order, each once. Texts, and integer times in JSON, are sent as they are: the node needs "
+        "the same --time-unit for them.",
         "riskring produce payments.parquet --brokers localhost:9092 --topic payments",
         "riskring generate --rows 1M -o - | riskring produce - --brokers localhost:9092 --topic payments --format json --rate 50k",
     )
@@ -228,15 +229,20 @@ def _produce(args: argparse.Namespace) -> int:
     began = time.monotonic()
     try:
         with progress(quiet=args.quiet) as advance:
-            for count, key, partition, value in messages_of(args.files, config, partitions, args.format, args.rows_per_message):
+            limits = args.rows_per_message, producer.value_bytes_max
+            for count, key, partition, value in messages_of(args.files, config, partitions, args.format, *limits):
                 if args.rate:
                     time.sleep(max(began + rows / args.rate - time.monotonic(), 0))
                 producer.send(args.topic, value, key, partition)
                 rows, sent = rows + count, sent + 1
                 advance(rows)
     finally:
-        producer.flush()
-        if not args.quiet:
-            seconds = time.monotonic() - began
-            print(f"riskring: {rows:,} rows in {sent:,} messages to {args.topic}, {rows / max(seconds, 1e-9):,.0f} rows/s", file=sys.stderr)
+        try:
+            producer.flush()
+        finally:
+            if not args.quiet:
+                seconds = max(time.monotonic() - began, 1e-9)
+                missing = f", of which {producer.delivered:,} have arrived" if producer.delivered < sent else ""
+                done = f"{rows:,} rows in {sent:,} messages to {args.topic}{missing}, {rows / seconds:,.0f} rows/s"
+                print(f"riskring: {done}", file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""Hostile bytes at the doors of the engine: Arrow data, snapshots, text files.
+"""Hostile bytes at the doors of the engine: Arrow data, snapshots, text files, messages of a topic.
 
     python tests/fuzz.py columns --seconds 600
     python tests/fuzz.py snapshot --replay crash-0123abcd
@@ -57,8 +57,10 @@ def _instrumented(wanted: bool) -> Iterator[None]:
 
 with _instrumented(__name__ == "__main__" and atheris is not None and "--plain" not in sys.argv):
     from engine import CapacityError, EngineError, RiskEngine, SchemaError, SnapshotError
-    from engine.columns import columns_of
+    from engine.columns import TEXT_MARK, columns_of
     from engine.config import Config
+    from engine.messages import arrow_messages, encode_arrow
+    from engine.partition import Partition, Topic
     from engine.reference import verify
     from engine.snapshot import _sealed
     from engine.sources import read
@@ -489,12 +491,87 @@ class Texts:
             assert found.equal, found.difference
 
 
+# ---- messages ----------------------------------------------------------------------------------------------------------------
+
+
+class _Output:
+    """Makes what would be sent, and keeps what is said about dead letters."""
+
+    wants_dead_letters = wants_scores = True
+
+    def __init__(self) -> None:
+        self.letters: list[tuple[int, int, str]] = []
+
+    def dead_letter(self, partition: int, offset: int, row: int | None, reason: str, value: bytes | None) -> None:
+        assert value is not None
+        self.letters.append((offset, -1 if row is None else row, reason))
+        if row is not None:
+            json.loads(value)
+
+    def scores(self, partition: int, table: Any) -> None:
+        for count, value in arrow_messages(table, 5, 2000):
+            sent = pa.ipc.open_stream(value).read_all()
+            sent.validate(full=True)
+            assert len(sent) == count
+
+    def flush(self) -> None:
+        pass
+
+
+def _message(choices: Choices) -> bytes:
+    kind = choices.number(8)
+    if kind < 3:
+        data = choices.of(_NDJSON.split(b"\n"))
+        for _ in range(choices.number(3)):
+            data = altered(choices, data, _WORDS)
+        return bytes(data)
+    batch = some_batch(choices)
+    if kind == 3:
+        texts = [batch.column(name).cast(pa.string()) for name in ("amount", "timestamp")]
+        fields = [pa.field(name, pa.string(), metadata=TEXT_MARK) for name in ("amount", "timestamp")]
+        batch = pa.record_batch([batch.column("user_id"), *texts], schema=pa.schema([batch.schema.field("user_id"), *fields]))
+    memory = bytearray(encode_arrow(batch))
+    if choices.number(2):
+        damage(choices, memory)
+    return bytes(memory)
+
+
+def _applied(values: list[bytes], size: int, check: bool) -> Any:
+    """What becomes of messages that come so many at a time."""
+    output, offsets = _Output(), np.arange(len(values))
+    options = OPTIONS | {"users": 1000, "max_ahead": "40s"}
+    topic = Topic("topic", "id", 2, "group", "me")
+    with RiskEngine(**options) as engine:
+        partition = Partition(0, topic, engine, 0, None, len(values), None, output, lambda *_, **__: None, check_partition=check)
+        for first in range(0, len(values), size):
+            some = slice(first, first + size)
+            partition.apply(list(values[some]), offsets[some], offsets[some] * 20 * SECOND)
+        for shard in engine._core.shards:
+            shard.check(engine._core.kind)
+        assert (partition.position, partition.state) == (len(values), "ready")
+        return engine.digest(), engine.id_kind, engine.stats().rejected, partition.accepted, partition.dead, sorted(output.letters)
+
+
+def messages(choices: Choices) -> None:
+    """Messages of which some are damaged: every one of them is applied or dead, the same however they come."""
+    check = choices.number(2) == 1
+    values = [_message(choices) for _ in range(1 + choices.number(6))]
+    together = _applied(values, len(values), check)
+    assert together == _applied(values, 1, check)
+    assert together == _applied(values, 2, check)
+
+
 # ---- runs --------------------------------------------------------------------------------------------------------------------
 
 
 def target(name: str, folder: Path) -> Callable[[bytes], None]:
     """What is done with the bytes of an input."""
-    test = {"columns": lambda: columns, "snapshot": lambda: Snapshots(folder).damaged, "texts": lambda: Texts(folder).damaged}[name]()
+    test: Callable[[Choices], None] = {
+        "columns": lambda: columns,
+        "messages": lambda: messages,
+        "snapshot": lambda: Snapshots(folder).damaged,
+        "texts": lambda: Texts(folder).damaged,
+    }[name]()
     return lambda data: test(Choices(data))
 
 
@@ -516,7 +593,7 @@ def plain(test: Callable[[bytes], None], seed: int, rounds: int | None, seconds:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
-    parser.add_argument("target", choices=("columns", "snapshot", "texts"))
+    parser.add_argument("target", choices=("columns", "messages", "snapshot", "texts"))
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--plain", action="store_true", help="inputs of a seeded generator instead of libFuzzer's")
     parser.add_argument("--seed", type=int, default=1)

@@ -50,7 +50,10 @@ CORE = [
 DURABILITY = ["tests/test_storage.py", "tests/test_damage.py", "tests/test_snapshot.py", "tests/test_simulation.py::test_seeds[0]"]
 DURABILITY_FILES = ("storage.py", "snapshot.py", "saving.py", "copies.py")
 REPLAY = ["tests/test_resume.py::TestRefused", "tests/test_resume.py::test_a_crash_at_every_effect"]
-NODE = ["tests/test_partition.py", "tests/test_messages.py", "tests/test_partitions.py", "tests/adapters/test_redis.py"]
+NODE = [
+    *("tests/test_partition.py", "tests/test_messages.py", "tests/test_produce.py", "tests/test_partitions.py"),
+    "tests/adapters/test_redis.py",
+]
 NODE_FILES = (
     "adapters/redis_sink.py",
     "adapters/redis_cache.py",
@@ -58,6 +61,7 @@ NODE_FILES = (
     "publisher.py",
     "messages.py",
     "partitions.py",
+    "produce.py",
     "kernels/murmur2.py",
 )
 CONVERSION_FILES = ("kernels/convert.py", "arrays.py", "columns.py", "instants.py", "rounding.py", "texts.py")
@@ -1500,6 +1504,36 @@ row-restarts  messages.py  rows of a message's second batch have the places of t
 @ tests/test_messages.py::test_arrow_messages_of_several_batches_and_types
 - np.arange(len(table)) - np.repeat(ends - counts, counts)
 + np.arange(len(table)) % _FEW_ROWS
+
+kind-of-the-company  messages.py  a small integer is of the kind of the message before it
+@ tests/test_messages.py::test_the_kind_of_an_id_does_not_depend_on_the_message_before[7-18446744073709551615-None]
+- rows is not None and kind != "uint64" and rows
++ rows is not None and rows
+
+kind-too-late  partition.py  what comes with the first row is read as if nobody knew its kind of ids
+@ tests/test_partition.py::test_the_kind_of_ids_is_that_of_the_first_row_however_records_come[0]
+- if self.engine.id_kind != kind:
++ if False:
+
+mark-lost  messages.py  texts of a message lose their mark, and the engine does not take them
+@ tests/test_messages.py::test_texts_that_are_marked_are_read_as_those_of_files
+- marked(pa.schema([(found.field(index).name, _in_utc(found.field(index).type)) for index in wanted]), config)
++ pa.schema([(found.field(index).name, _in_utc(found.field(index).type)) for index in wanted])
+
+zone-kept  messages.py  dead letters have the zone that a message names
+@ tests/test_messages.py::test_names_of_zones_do_not_matter[Europe/Nowhere]
+- return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) else kind
++ return kind
+
+rest-not-sent  produce.py  the rows behind the last full message of a partition are lost
+@ tests/test_produce.py::test_messages_are_full_and_their_rows_in_order[1000]
+- waiting[partition] = mine.slice(whole)
++ waiting[partition] = mine.slice(len(mine))
+
+types-mixed  produce.py  rows of a file wait with those of another type
+@ tests/test_produce.py::test_files_of_different_types_one_after_the_other
+- if before is not None and not before.schema.equals(mine.schema, check_metadata=True):
++ if False:
 
 no-fence  adapters/redis_sink.py  an older state takes the place of a newer one
 @ tests/adapters/test_redis.py::TestSink::test_the_fence[4-9-False]

@@ -52,7 +52,7 @@ def state(engine: RiskEngine) -> Any:
 # ---- damaged bytes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["columns", "snapshot", "texts"])
+@pytest.mark.parametrize("target", ["columns", "messages", "snapshot", "texts"])
 def test_fuzzed_bytes(target: str) -> None:
     """Some rounds of the fuzzer, in a process of their own: a crash of it is a failure too."""
     program = [sys.executable, "-X", "faulthandler", str(ROOT / "tests" / "fuzz.py"), target, "--plain", "--rounds", "300"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import struct
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine import RiskEngine
-from engine.columns import ids_of
+from engine.columns import TEXT_MARK, ids_of
 from engine.config import Config
 from engine.messages import OFFSET, ROW, TOO_LARGE, UNDECODABLE, WRONG_SCHEMA, Decoded, decode, encode_arrow, encode_json
 from engine.partitions import partition_of
@@ -43,7 +44,7 @@ def told(values: list[bytes | None], kind: str | None = None) -> list[Any]:
         for *row, offset, number in (tuple(each.values()) for each in plain.to_pylist()):
             place = (offset - 5) // 3
             order.append((place, number))
-            rows = became.setdefault(place, [run.kind if row[0] is not None else None])
+            rows = became.setdefault(place, [run.kind])
             assert len(rows) == number + 1
             rows.append(tuple(str(value) for value in row))
         assert run.arrival_ns.tolist() == [(offset - 5) // 3 * 1000 for offset in run.table[OFFSET].to_pylist()]
@@ -76,7 +77,7 @@ JSON = {
     b'{"user_id":7,"amount":1.25,"timestamp":5}': ["int64", ("7", "1.25", "5")],
     b'{"user_id":-9223372036854775808,"amount":"1.25","timestamp":"2025-01-01"}': ["int64", (str(-(2**63)), "1.25", "2025-01-01")],
     b'{"user_id":18446744073709551615}': ["uint64", (str(2**64 - 1), "None", "None")],
-    b'{"user_id":null}': [None, ("None", "None", "None")],
+    b'{"user_id":null}': [None, ("None", "None", "None")],  # of the kind that is expected
     b"{}": [None, ("None", "None", "None")],
     b'{"other":{"user_id":3,"amount":[4]},"user_id":"b"} \r\n': ["string", ("b", "None", "None")],
     b'{\n"user_id"\t:\n"c\\n\\u00e9\\u0000",\n"amount" :\n 2}': ["string", ("c\né\0", "2", "None")],
@@ -130,9 +131,20 @@ JSON = {
 @pytest.mark.parametrize("kind", [None, "string", "int64", "binary"])
 def test_json_by_example(value: bytes | None, kind: str | None) -> None:
     """Alone, between others that are in order, and between others that are not."""
-    assert told([value], kind) == [JSON[value]]
-    assert told([GOOD, value, GOOD], kind)[1] == JSON[value]
-    assert told([b"{", value, b'{"user_id":"a"}}'], kind) == [UNDECODABLE, JSON[value], UNDECODABLE]
+    expected = [kind or "string", *JSON[value][1:]] if JSON[value][0] is None else JSON[value]
+    assert told([value], kind) == [expected]
+    assert told([GOOD, value, GOOD], kind)[1] == expected
+    assert told([b"{", value, b'{"user_id":"a"}}'], kind) == [UNDECODABLE, expected, UNDECODABLE]
+
+
+@pytest.mark.parametrize("kind", [None, "string", "int64", "uint64", "binary"])
+@pytest.mark.parametrize("first", [b"18446744073709551615", b"7", b'"a"', b"null"])
+@pytest.mark.parametrize("second", [b"18446744073709551615", b"7", b"-7", b'"a"', b"null"])
+def test_the_kind_of_an_id_does_not_depend_on_the_message_before(first: bytes, second: bytes, kind: str | None) -> None:
+    values: list[bytes | None] = [b'{"user_id":%s}' % each for each in (first, second)]
+    alone = {b"null": kind or "string", b'"a"': "string", b"-7": "int64", b"7": "uint64" if kind == "uint64" else "int64"}
+    for together in (values, [values[0], b"{", values[1]]):
+        assert [told(together, kind)[place][0] for place in (0, -1)] == [alone.get(each, "uint64") for each in (first, second)]
 
 
 _PIECES = st.sampled_from(
@@ -153,7 +165,7 @@ def _edited(draw: Any) -> bytes | None:
     return bytes(value)
 
 
-@given(st.lists(_edited(), min_size=1, max_size=6), st.sampled_from([None, "string", "int64", "uint64"]), st.integers(1, 5))
+@given(st.lists(_edited(), min_size=1, max_size=6), st.sampled_from([None, "string", "int64", "uint64", "binary"]), st.integers(1, 5))
 @example([b'{"x":', b"{}", b'{"y":1}'], "string", 2)
 @example([b'{"x":[{}', b"{}]}", b'{"y":1}'], "string", 1)
 @settings(max_examples=1500)
@@ -215,6 +227,38 @@ def test_arrow_messages_that_are_not_taken(name: str) -> None:
     assert told([good, value, good]) == [told([good])[0], reason, told([good])[0]]
 
 
+def test_other_columns_are_not_read() -> None:
+    """Whatever they are, they cost nothing: here, one whose values would lie far outside of the message."""
+    value = arrow(some().append_column("x", pa.array([b"x" * 999, b"y" * 999], pa.binary(999))))
+    place = value.index(struct.pack("<q", 1998)) - 8
+    assert told([value[:place] + struct.pack("<q", 2**40) + value[place + 8 :]]) == told([arrow(some())])
+
+
+def test_texts_that_are_marked_are_read_as_those_of_files() -> None:
+    """Exactly, and one that is none costs one row; beside JSON, where they are texts too."""
+    table = some().drop(["amount", "timestamp"])
+    for name, texts in (("amount", ["0.12345", "much"]), ("timestamp", ["2025-01-01T00:00:00.123456789Z", "5"])):
+        table = table.append_column(pa.field(name, pa.string(), metadata=TEXT_MARK), [texts])
+    decoded = read([arrow(table), b'{"user_id":7,"amount":1,"timestamp":1735689600123}', encode_arrow(table)])
+    assert [(run.kind, len(run.table)) for run in decoded.runs] == [("int64", 5)]
+    with RiskEngine(users=10, max_ahead=None, time_unit="ms") as engine:
+        result = engine.ingest(decoded.runs[0].table)
+        assert (result.accepted, sum(result.rejected.values()), result.rounded) == (3, 2, 2)
+        assert engine.features([0])["newest"].cast(pa.int64()).to_pylist() == [1735689600123456789]
+
+
+@pytest.mark.parametrize("zone", [None, "Europe/Berlin", "Europe/Nowhere"])
+def test_names_of_zones_do_not_matter(zone: str | None) -> None:
+    """Not even those that are no text."""
+    times = pa.array([0, None], pa.timestamp("ms", zone))
+    value = arrow(some().set_column(2, "timestamp", times))
+    for each in (value, value.replace(b"Europe/", b"\xff\xff\xff\xff\xff\xff\xff")):
+        (run,) = read([each]).runs
+        assert run.table.schema.field("timestamp").type == pa.timestamp("ms", "UTC")
+        assert run.table["timestamp"].cast(pa.int64()).to_pylist() == [0, None]
+        assert json.loads(encode_json(run.table)[0])["timestamp"] == "1970-01-01 00:00:00.000Z"
+
+
 def test_extension_types_are_not_taken() -> None:
     ids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16, b"1" * 16], pa.binary(16)))
     assert told([arrow(some(2, ids))]) == [WRONG_SCHEMA]
@@ -223,9 +267,11 @@ def test_extension_types_are_not_taken() -> None:
 
 def test_messages_that_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine.messages._BYTES_MAX", 900)
+    monkeypatch.setattr("engine.messages._OBJECT_BYTES_MAX", 100)
     monkeypatch.setattr("engine.messages._ROWS_MAX", 9)
-    long = b'{"user_id":"%s"}' % (b"x" * 900)
-    assert told([long, GOOD, arrow(some(9)), arrow(some(2).replace_schema_metadata({"x": "y" * 900}))])[:2] == [TOO_LARGE, JSON[GOOD]]
+    fits, long = (b'{"user_id":"%s"}' % (b"x" * count) for count in (86, 87))
+    assert told([long, fits, long]) == [TOO_LARGE, ["string", ("x" * 86, "None", "None")], TOO_LARGE]
+    assert told([long, arrow(some(9)), arrow(some(2).replace_schema_metadata({"x": "y" * 900}))])[::2] == [TOO_LARGE] * 2
     assert told([arrow(some(10).select(["user_id", "amount", "timestamp"]).cast(some(1).schema))]) == [TOO_LARGE]
 
 
@@ -256,4 +302,33 @@ def test_there_and_back(ids: Any) -> None:
         assert engines[0].digest() == engines[1].digest()
         assert engines[0].stats().rejected == engines[1].stats().rejected
     assert encode_json(table.slice(0, 0)) == []
+    assert encode_json(table.to_batches()[0]) == encode_json(table)
     assert [json.loads(text)["user_id"] for text in encode_json(table)] == ids.to_pylist()
+
+
+@pytest.mark.parametrize("scale", [0, 5, 38, 39, 2**31 - 1, -1, -38, -39, -(2**31)])
+@pytest.mark.parametrize("bits", [128, 256])
+def test_decimals_of_any_scale_are_numbers_in_json(scale: int, bits: int) -> None:
+    """Which Python reads as they are; Arrow makes no text of all of them."""
+    kind = getattr(pa, f"decimal{bits}")(5, scale)
+    values = b"".join(value.to_bytes(bits // 8, "little", signed=True) for value in (123, 7, -99999))
+    decimals = pa.Array.from_buffers(kind, 3, [pa.py_buffer(b"\x05"), pa.py_buffer(values)])
+    (first, second, third) = (
+        json.loads(text, parse_float=str, parse_int=str)["amount"] for text in encode_json(pa.table([decimals], ["amount"]))
+    )
+    assert second is None
+    for text, digits in ((first, 123), (third, -99999)):
+        mantissa, _, exponent = text.partition("E")
+        whole, _, fraction = mantissa.partition(".")
+        assert (int(whole + fraction), int(exponent or 0) - len(fraction)) == (digits, -scale)
+
+
+def test_bytes_and_zones_in_json() -> None:
+    """Ids of bytes need not be text, and the name of a zone need not be one."""
+    ids = pa.array([b"\xff\0", None, b"", b"a"])
+    times = pa.array([0, 1500, None, -1], pa.timestamp("ms", "No/Where"))
+    for kind in (pa.binary(), pa.large_binary()):
+        found = [json.loads(text) for text in encode_json(pa.table({"user_id": ids.cast(kind), "timestamp": times}).slice(1))]
+        assert [row["user_id"] for row in found] == [None, "", "61"]
+        assert [row["timestamp"] for row in found] == ["1970-01-01 00:00:01.500Z", None, "1969-12-31 23:59:59.999Z"]
+    assert encode_json(pa.table({"user_id": pa.array([b"\x01\x02", b"\xfe\xff"], pa.binary(2))}).slice(1)) == [b'{"user_id":"feff"}']

@@ -16,6 +16,7 @@ import pytest
 from engine import ConfigError, ConnectorError, RiskEngine
 from engine.columns import ids_of
 from engine.config import Config
+from engine.messages import encode_arrow
 from engine.partition import FULL, READY, Ends, Partition, Topic, check_state, recover
 from engine.partitions import partition_of
 from engine.publisher import Publisher
@@ -87,6 +88,52 @@ def test_the_state_does_not_depend_on_how_records_come(seed: int) -> None:
     assert (whole.position, whole.state, whole.dead, whole.accepted) == (parts.position, parts.state, parts.dead, parts.accepted)
     assert whole.engine.digest() == parts.engine.digest()
     assert set(whole.dead) == {"undecodable", "wrong_kind", "late", "future"}
+
+
+class Letters:
+    """Dead letters, kept."""
+
+    wants_dead_letters, wants_scores = True, False
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, int, str, bytes | None]] = []
+
+    def dead_letter(self, partition: int, offset: int, row: int | None, reason: str, value: bytes | None) -> None:
+        self.kept.append((offset, -1 if row is None else row, reason, value))
+
+    def scores(self, partition: int, table: Any) -> None:
+        raise AssertionError("nobody wants scores")
+
+    def flush(self) -> None:
+        pass
+
+
+def ids_at_random(seed: int) -> list[Record]:
+    """Ids of all kinds from the first record on, some without an amount, so that it is not always the first one that decides."""
+    choose, found = Random(seed), []
+    ids = choose.sample([b"18446744073709551615", b"9223372036854775808", b"7", b"-7", b'"a"', b"null"], choose.randrange(2, 7))
+    for number in range(25):
+        amount = choose.choice([b"1", b"2", b"null"])
+        value = b'{"user_id":%s,"amount":%s,"timestamp":%d}' % (choose.choice(ids), amount, 1000 + number)
+        if choose.random() < 0.1:
+            value = encode_arrow(pa.table({"user_id": [b"\xff"], "amount": [1], "timestamp": [1000 + number]}))
+        found.append((b"{" if choose.random() < 0.1 else value, 1000 + number))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_kind_of_ids_is_that_of_the_first_row_however_records_come(seed: int) -> None:
+    choose, log = Random(seed), Log(ids_at_random(seed))
+    found = []
+    for most in (1, 4, 25):
+        partition, letters, place = log.recovered(from_start=True), Letters(), 0
+        partition.output = letters
+        while place < len(log.records):
+            last = min(place + choose.randrange(1, most + 1) if most < 25 else 25, len(log.records))
+            log.feed(partition, place, last)
+            place = last
+        found.append((partition.engine.id_kind, partition.engine.digest(), partition.accepted, partition.dead, sorted(letters.kept)))
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from engine.adapters.kafka_source import admin_options, told
 from engine.errors import ConfigError, ConnectorError
-from engine.messages import OFFSET, ROW, encode_arrow
+from engine.messages import OFFSET, ROW, arrow_messages
 
 #: What makes each message be there once, and no option may change.
 _FIXED: Final = {"acks": "all", "enable.idempotence": True, "partitioner": "murmur2_random"}
@@ -23,8 +23,15 @@ _FIXED: Final = {"acks": "all", "enable.idempotence": True, "partitioner": "murm
 _FLUSH_SECONDS: Final = 60.0
 _ANSWER_SECONDS: Final = 15.0
 
-#: Rows of one message of scores: well below the megabyte that brokers take by default.
+#: Rows of one message of scores.
 _SCORES_ROWS: Final = 8192
+
+#: What a message may have by default, in bytes, and how much of that is left for its key, its headers and what goes around them.
+_MESSAGE_BYTES_MAX: Final = 1_000_000
+_AROUND_BYTES: Final = 10_000
+
+#: What waits for the brokers, at most. By default that is a gigabyte, of every node and every `produce`.
+_QUEUE_KBYTES: Final = 1 << 16
 
 
 class KafkaProducer:
@@ -33,6 +40,10 @@ class KafkaProducer:
     Args:
         brokers: `host:port`, comma-separated.
         options: More options of librdkafka.
+
+    Attributes:
+        delivered: Messages that are where they shall be.
+        value_bytes_max: How large values can be, as far as this side is concerned.
 
     Raises:
         ConfigError: An option is unknown or wrong.
@@ -45,8 +56,11 @@ class KafkaProducer:
         self.brokers = brokers
         self._options = options
         self._failure: str | None = None
+        self.delivered = 0
         with told(f"Kafka at {brokers}"):
-            self._producer = Producer({"bootstrap.servers": brokers, "linger.ms": 20, "log_level": 3, **options, **_FIXED})
+            given = {"queue.buffering.max.kbytes": _QUEUE_KBYTES, "message.max.bytes": _MESSAGE_BYTES_MAX, **options}
+            self._producer = Producer({"bootstrap.servers": brokers, "linger.ms": 20, "log_level": 3, **given, **_FIXED})
+            self.value_bytes_max = max(int(given["message.max.bytes"]) - _AROUND_BYTES, 1)
 
     def partitions(self, topic: str) -> int:
         """How many partitions a topic has.
@@ -85,13 +99,15 @@ class KafkaProducer:
                 self._producer.poll(0.05)
                 self._check()
             except KafkaException as error:
-                raise ConnectorError(f"topic {topic} at {self.brokers}: {error.args[0].str()}") from None
+                raise ConnectorError(f"topic {topic} at {self.brokers}: {_why(error.args[0])}") from None
         self._producer.poll(0)
         self._check()
 
     def _delivered(self, error: Any, message: Any) -> None:
-        if error is not None and self._failure is None:
-            self._failure = f"topic {message.topic()} at {self.brokers}: {error.str()}"
+        if error is None:
+            self.delivered += 1
+        elif self._failure is None:
+            self._failure = f"topic {message.topic()} at {self.brokers}: {_why(error)}"
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -114,11 +130,17 @@ class KafkaProducer:
         return len(self._producer)
 
 
+def _why(error: Any) -> str:
+    fix = "; let it be larger (message.max.bytes here, max.message.bytes of the topic)"
+    return f"{error.str()}{fix if error.name() == 'MSG_SIZE_TOO_LARGE' else ''}"
+
+
 class KafkaOutput:
     """Where a node's dead letters and the scores of rows go.
 
     A dead letter has the bytes of its message, or its row as JSON where the message holds others, and in its headers `reason topic
-    partition offset` and, for a row, `row`: these five name it, also where it comes again after a crash. Scores are Arrow streams of the
+    partition offset` and, for a row, `row`: these five name it, also where it comes again after a crash. What is too large to be sent is
+    cut, and has its length in the header `cut_from`; the whole of it is where the others point. Scores are Arrow streams of the
     three columns, `score`, and `source_partition source_offset source_row`, which do the same.
 
     Args:
@@ -146,6 +168,10 @@ class KafkaOutput:
         ]
         if row is not None:
             headers.append(("row", str(row).encode()))
+        most = self._producer.value_bytes_max
+        if value is not None and len(value) > most:
+            headers.append(("cut_from", str(len(value)).encode()))
+            value = value[:most]
         self._producer.send(self._dead_letters, value, headers=headers)
 
     def scores(self, partition: int, table: Any) -> None:
@@ -154,9 +180,8 @@ class KafkaOutput:
         table = table.append_column("source_partition", pa.array([partition] * len(table), pa.int32()))
         names = {OFFSET: "source_offset", ROW: "source_row"}
         table = table.rename_columns([names.get(name, name) for name in table.column_names])
-        for first in range(0, len(table), _SCORES_ROWS):
-            some = table.slice(first, _SCORES_ROWS).combine_chunks()
-            self._producer.send(self._scores, encode_arrow(some), partition=partition % self._scores_partitions)
+        for _, value in arrow_messages(table, _SCORES_ROWS, self._producer.value_bytes_max):
+            self._producer.send(self._scores, value, partition=partition % self._scores_partitions)
 
     def flush(self) -> None:
         """Return when all of it is where it shall be."""

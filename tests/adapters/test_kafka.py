@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,12 +20,13 @@ import pytest
 from confluent_kafka.admin import NewPartitions
 
 from engine import ConfigError, ConnectorError, RiskEngine
-from engine.adapters.kafka_producer import KafkaProducer
+from engine.adapters.kafka_producer import KafkaOutput, KafkaProducer
 from engine.adapters.kafka_source import KafkaSource
 from engine.columns import ids_of
+from engine.messages import OFFSET, ROW, decode
 from engine.partitions import partition_of
 from tests.adapters.brokers import Cluster
-from tests.adapters.nodes import NodeProcess, check_states, ends_of, judged, live_rows, log_of, partition, send
+from tests.adapters.nodes import OPTIONS, NodeProcess, check_states, ends_of, judged, live_rows, log_of, partition, send
 from tests.adapters.processes import until
 from tests.adapters.redis_servers import Redis
 
@@ -84,6 +86,43 @@ class TestProduce:
                 assert [message.key().decode() for message in messages] == [str(user) for user in mine["user_id"].to_pylist()]
             else:
                 assert [len(pa.ipc.open_stream(message.value()).read_all()) for message in messages][:-1] == [100] * (len(mine) // 100)
+
+    def test_text_files_arrive_as_they_are_written(self, kafka: Cluster, topic: Callable[..., str], tmp_path: Path) -> None:
+        name, rows = topic(2), live_rows(300)
+        text = "".join(f'"{user}",{amount},{time_ms}\n' for user, amount, time_ms in rows)
+        (tmp_path / "rows.csv").write_text("user_id,amount,timestamp\n" + text + "bad,much,1\n")
+        flags = ["--brokers", kafka.bootstrap, "--topic", name, "--time-unit", "ms"]
+        code, _, errors = riskring("produce", tmp_path / "rows.csv", *flags)
+        assert code == 0, errors
+        assert "301 rows in 2 messages" in errors
+        accepted = rejected = 0
+        for number in range(2):
+            with RiskEngine(**OPTIONS, max_ahead=None) as engine:
+                for message in log_of(kafka, name, number):
+                    (run,) = decode([message.value()], np.array([0]), np.array([0]), engine.config, None).runs
+                    engine.ingest(run.table)
+                stats = engine.stats()
+                accepted, rejected = accepted + stats.accepted, rejected + sum(stats.rejected.values())
+        assert (accepted, rejected) == (300, 1)
+
+    def test_an_interrupt_lets_arrive_what_was_sent_and_says_how_much_that_is(self, kafka: Cluster, topic: Callable[..., str]) -> None:
+        name = topic(1)
+        words = ["produce", "-", "--brokers", kafka.bootstrap, "--topic", name, "--format", "json", "--rate", "500", "--time-unit", "ms"]
+        command = [sys.executable, "-c", "from engine.cli import process; process()", *words]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            text = "".join(f'{{"user_id":"u{number % 9}","amount":1,"timestamp":{number}}}\n' for number in range(100_000))
+            process.stdin.write(text)
+            process.stdin.close()
+            process.stdin = None
+            until(lambda: ends_of(kafka, name, 1)[0] > 50, what="the first messages")
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        (there,) = ends_of(kafka, name, 1)
+        assert 50 < there < 100_000
+        assert f"{there:,} rows in {there:,} messages to {name}, " in errors
+        assert [json.loads(message.value())["timestamp"] for message in log_of(kafka, name, 0)] == [str(each) for each in range(there)]
 
     def test_from_standard_input_at_a_rate(self, kafka: Cluster, topic: Callable[..., str]) -> None:
         name = topic(1)
@@ -181,10 +220,28 @@ class TestSource:
         with pytest.raises(ConfigError, match=r"--kafka group\.id: is decided by the node"):
             KafkaSource(kafka.bootstrap, topic(), "g", "classic", {"group.id": "x"}, lambda *_, **__: None)
 
+    def test_what_is_too_large_to_be_sent(self, kafka: Cluster, topic: Callable[..., str]) -> None:
+        """A dead letter is cut, scores become several messages: the node goes on."""
+        letters, scores = topic(), topic()
+        producer = KafkaProducer(kafka.bootstrap, {"message.max.bytes": "20000"})
+        output = KafkaOutput(producer, "source", letters, scores)
+        for length in (producer.value_bytes_max, producer.value_bytes_max + 1):
+            output.dead_letter(7, length, None, "too_large", b"x" * length)
+        columns = {"user_id": ["u" * 3000] * 9, OFFSET: range(9), ROW: pa.array([0] * 9, pa.int32()), "score": [1.5] * 9}
+        output.scores(7, pa.table(columns))
+        output.flush()
+        whole, cut = log_of(kafka, letters, 0)
+        assert len(whole.value()) == len(cut.value()) == producer.value_bytes_max
+        assert dict(cut.headers())["cut_from"] == dict(cut.headers())["offset"] == str(producer.value_bytes_max + 1).encode()
+        assert "cut_from" not in dict(whole.headers())
+        tables = [pa.ipc.open_stream(message.value()).read_all() for message in log_of(kafka, scores, 0)]
+        assert len(tables) > 1
+        assert pa.concat_tables(tables)["source_offset"].to_pylist() == list(range(9))
+
     def test_messages_that_are_too_large_are_an_error_of_the_producer(self, kafka: Cluster, topic: Callable[..., str]) -> None:
         producer = KafkaProducer(kafka.bootstrap, {"message.max.bytes": "2000000"})
         producer.send(topic(), b"x" * 1_500_000)
-        with pytest.raises(ConnectorError, match="too large"):
+        with pytest.raises(ConnectorError, match=r"too large; let it be larger \(message\.max\.bytes here"):
             producer.flush()
 
     def test_a_topic_that_gets_partitions_ends_the_node(self, kafka: Cluster, topic: Callable[..., str], tmp_path: Path) -> None:
