@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -38,6 +39,9 @@ from engine.ticks import Lost, Published, Refused, Tick
 #: Users of one script, and scripts on their way at a time.
 _USERS_AT_ONCE: Final = 2000
 _CHUNKS_AT_ONCE: Final = 8
+
+#: Threads that write: one makes bytes while Redis works for the other.
+_WRITERS: Final = 2
 
 #: How long Redis may take to answer.
 _ANSWER_SECONDS: Final = 3.0
@@ -108,6 +112,7 @@ class RedisSink:
         self.where = where(self._client)
         self._name = secrets.token_hex(4)  # no other sink has it
         self._fences: dict[tuple[str, int], str] = {}  # what this one wrote last
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="riskring-redis")
         with told(self.where):
             self._client.ping()
             self._check_policy()
@@ -144,20 +149,29 @@ class RedisSink:
         last = self._fences.get(place)
         if last is None and not tick.everybody:
             return Lost()
-        chunks = list(self._chunks(tick, last))
         with told(self.where):
-            for first in range(0, len(chunks), _CHUNKS_AT_ONCE):
-                for outcome, found in self._write(chunks[first : first + _CHUNKS_AT_ONCE]):
-                    if outcome != _WRITTEN:
-                        self._fences.pop(place, None)  # the next tick is of everybody
-                        return Lost() if outcome == _NOT_MINE else Refused(_fence_of(found))
+            for outcome, found in self._answers(list(self._chunks(tick, last))):
+                if outcome != _WRITTEN:
+                    self._fences.pop(place, None)  # the next tick is of everybody
+                    return Lost() if outcome == _NOT_MINE else Refused(_fence_of(found))
         self._fences[place] = self._fence(tick)
         return Published()
+
+    def _answers(self, chunks: list[list[Any]]) -> Iterator[Any]:
+        """Write chunks: the first, which sets the fence; then those that need it, in any order; then the last, which tells of all."""
+        first, between, last = chunks[:1], chunks[1:-1], chunks[1:][-1:]
+        yield from self._write(first)
+        some = [between[start : start + _CHUNKS_AT_ONCE] for start in range(0, len(between), _CHUNKS_AT_ONCE)]
+        for answers in self._writers.map(self._write, some):  # each on a connection of its own
+            yield from answers
+        yield from self._write(last)
 
     def _fence(self, tick: Tick) -> str:
         return f"{tick.position}:{tick.at_ns}:{self._name}"
 
     def _write(self, chunks: list[list[Any]]) -> list[Any]:
+        if not chunks:
+            return []
         pipeline = self._client.pipeline(transaction=False)
         for chunk in chunks:
             pipeline.execute_command("EVALSHA", self._script, *chunk)
@@ -207,7 +221,8 @@ class RedisSink:
         return user_keys(self.prefix, users["user_id"]), values
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connections."""
+        self._writers.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
 

@@ -136,19 +136,21 @@ class TestSink:
         if taken:
             assert values(redis_server) == {"risk:a": "5", "risk:b": "2"}
 
-    def test_a_tick_that_was_written_in_part(self, redis_server: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("lost", [0, 1, 2, 3])
+    def test_a_tick_that_was_written_in_part(self, redis_server: Redis, monkeypatch: pytest.MonkeyPatch, lost: int) -> None:
         monkeypatch.setattr(redis_sink, "_USERS_AT_ONCE", 1)
         monkeypatch.setattr(redis_sink, "_CHUNKS_AT_ONCE", 1)
-        at_ns = now_ns(redis_server)
-        engine = engine_of(at_ns, ["a", "b"], [1, 2])
+        at_ns, users = now_ns(redis_server), ["a", "b", "c", "d"]
+        engine = engine_of(at_ns, users, [1, 2, 3, 4])
         sink = RedisSink(redis_server.url)
         sink.publish(tick(1, at_ns, updates(engine, at_ns)))
-        engine.ingest({"user_id": ["a", "b"], "amount": [3, 4], "timestamp": np.full(2, at_ns).astype("datetime64[ns]")})
-        second, write, calls = tick(2, at_ns + 1, updates(engine, at_ns + 1)), sink._write, []
+        engine.ingest({"user_id": users, "amount": [3, 4, 5, 6], "timestamp": np.full(4, at_ns).astype("datetime64[ns]")})
+        second, write = tick(2, at_ns + 1, updates(engine, at_ns + 1)), sink._write
+
+        key = f"risk:{second.users['user_id'][lost]}".encode()
 
         def interrupted(chunks: Any) -> Any:
-            calls.append(chunks)
-            if len(calls) == 2:
+            if any(key in chunk for chunk in chunks):
                 raise ConnectorError("away")
             return write(chunks)
 
@@ -156,10 +158,13 @@ class TestSink:
         with pytest.raises(ConnectorError):
             sink.publish(second)
         beat = redis_server.client().hgetall("risk:~topic:0")
-        assert (beat[b"position"], beat[b"fence"].rpartition(b":")[0]) == (b"1", f"2:{at_ns + 1}".encode())
-        assert RedisSink(redis_server.url).publish(tick(1, at_ns + 9)) == Refused((2, at_ns + 1))
+        begun = 2 if lost else 1
+        assert (beat[b"position"], beat[b"fence"].rpartition(b":")[0]) == (b"1", f"{begun}:{at_ns + begun - 1}".encode())
+        if begun == 2:
+            assert RedisSink(redis_server.url).publish(tick(1, at_ns + 9)) == Refused((2, at_ns + 1))
+        monkeypatch.setattr(sink, "_write", write)
         assert isinstance(sink.publish(second), Published)
-        assert values(redis_server) == {"risk:a": "2", "risk:b": "3"}
+        assert values(redis_server) == {"risk:a": "2", "risk:b": "3", "risk:c": "4", "risk:d": "5"}
         assert redis_server.client().hget("risk:~topic:0", "position") == b"2"
 
     @pytest.mark.parametrize("loss", ["flushed", "older", "another's", "script"])
