@@ -288,4 +288,5 @@ def told(server: str) -> Iterator[None]:
     except redis.exceptions.AuthenticationError:
         raise ConnectorError(f"{server}: the password or user name is refused; check the URL") from None
     except (redis.exceptions.RedisError, OSError) as error:
-        raise ConnectorError(f"{server}: {type(error).__name__}: {error}") from None
+        text = str(error).partition(", with args")[0]  # of a command that it does not know, the password of AUTH among them
+        raise ConnectorError(f"{server}: {type(error).__name__}: {text}") from None

@@ -249,6 +249,12 @@ class TestTrouble:
         with pytest.raises(ConnectorError):
             RedisSink(server.url)
 
+    def test_nor_those_of_a_command_that_the_server_does_not_know(self, own_redis: Callable[..., Redis]) -> None:
+        server = own_redis({"rename-command": 'AUTH ""'})
+        with pytest.raises(ConnectorError, match="unknown command 'AUTH'") as caught:
+            RedisSink(f"redis://:secret@127.0.0.1:{server.port}")
+        assert "secret" not in str(caught.value)
+
     def test_a_server_that_hangs_is_an_error_within_seconds(self, own_redis: Callable[..., Redis], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(redis_sink, "_ANSWER_SECONDS", 0.3)
         server = own_redis()
