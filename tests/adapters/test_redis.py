@@ -250,8 +250,8 @@ class TestTrouble:
             RedisSink(server.url)
 
     def test_nor_those_of_a_command_that_the_server_does_not_know(self, own_redis: Callable[..., Redis]) -> None:
-        server = own_redis({"rename-command": 'AUTH ""'})
-        with pytest.raises(ConnectorError, match="unknown command 'AUTH'") as caught:
+        server = own_redis({"rename-command": 'HELLO ""'})
+        with pytest.raises(ConnectorError, match="unknown command") as caught:
             RedisSink(f"redis://:secret@127.0.0.1:{server.port}")
         assert "secret" not in str(caught.value)
 
