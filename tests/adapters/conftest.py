@@ -8,6 +8,7 @@
 | `own_kafka` | `own_kafka(count=1, config=None)` starts a cluster for one test |
 | `redis_server` | a Redis for one test, empty |
 | `own_redis` | `own_redis(config=None)` starts a further one |
+| `node` | `node(topic, *flags, name="node", on=None)` starts nodes on `kafka` or another cluster; they share a folder of states |
 | `free_port` | a port of the loopback that nobody listens on, and that no other server is given |
 
 What is not installed skips these tests, and fails them where `CI=true`.
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,9 +28,10 @@ from tests.adapters.processes import Port
 
 if TYPE_CHECKING:
     from tests.adapters.brokers import Cluster
+    from tests.adapters.nodes import NodeProcess
     from tests.adapters.redis_servers import Redis
 
-SERVERS = {"own_kafka", "kafka", "kafka3", "own_redis", "redis_server"}
+SERVERS = {"node", "own_kafka", "kafka", "kafka3", "own_redis", "redis_server"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
@@ -118,3 +120,21 @@ def own_redis(_redis_class: type[Redis], tmp_path: Path) -> Iterator[Callable[..
 @pytest.fixture
 def redis_server(own_redis: Callable[..., Redis]) -> Redis:
     return own_redis()
+
+
+@pytest.fixture
+def node(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., NodeProcess]]:
+    need_kafka()
+    from tests.adapters.nodes import NodeProcess  # noqa: PLC0415
+
+    started: list[NodeProcess] = []
+
+    def start(topic: str, *flags: str, on: Cluster | None = None, **named: Any) -> NodeProcess:
+        cluster = request.getfixturevalue("kafka") if on is None else on
+        started.append(NodeProcess(tmp_path, cluster, topic, *flags, **named))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.resume()
+        each.kill()

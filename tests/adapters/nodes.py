@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import sys
+import threading
 import time
+import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pyarrow as pa
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from engine import RiskEngine
+from engine.columns import ids_of
 from engine.messages import encode_arrow
 from engine.partitions import partition_of
 from engine.userids import ids_of_one
@@ -24,7 +28,7 @@ from tests.adapters.processes import Process, until
 Row = tuple[str, float, int]
 
 #: Long enough that no transaction leaves the window while a test runs.
-OPTIONS: dict[str, Any] = {"window": "30m", "users": 20_000, "time_unit": "ms"}
+OPTIONS: dict[str, Any] = {"window": "30m", "users": 2_000_000, "time_unit": "ms"}
 
 
 class NodeProcess(Process):
@@ -72,6 +76,90 @@ def live_rows(count: int, users: int = 200, seed: int = 1) -> list[Row]:
         (f"user {choose.randrange(users)}", choose.randrange(-50, 1000) / 4, now - 60_000 + place // 10 - choose.randrange(500))
         for place in range(count)
     ]
+
+
+class Flow(threading.Thread):
+    """Rows that are sent while something else happens: most in Arrow messages of a thousand, some as JSON, each user's in order.
+
+    Attributes:
+        sent: How many are on their way by now.
+        hashes: Of each partition's messages, one after the other.
+    """
+
+    def __init__(self, cluster: Cluster, topic: str, rows: int, partitions: int, users: int = 200, per_second: int = 0) -> None:
+        super().__init__(daemon=True)
+        self.sent = 0
+        self._cluster, self._topic, self._rows, self._partitions = cluster, topic, rows, partitions
+        self._users, self._per_second = users, per_second
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self.hashes = [hashlib.sha256() for _ in range(partitions)]
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._send()
+        except BaseException as failure:
+            self._failure = failure
+
+    def _send(self) -> None:
+        producer, random = self._cluster.producer(linger_ms=5), np.random.default_rng(1)
+        now_ms, began = time.time_ns() // 1_000_000, time.monotonic()
+        names = np.array([f"user {number}" for number in range(self._users)])
+        chosen = partition_of(ids_of(pa.array(names), "user_id"), self._partitions)
+        size = min(50_000, max(self._rows // 20, 200), self._per_second // 5 or 50_000)
+        while self.sent < self._rows and not self._stopping:
+            places = np.arange(self.sent, min(self.sent + size, self._rows))
+            users = random.integers(0, self._users, len(places))
+            times = now_ms - 60_000 + places * 50_000 // self._rows - random.integers(0, 500, len(places))
+            amounts = random.integers(-50, 1000, len(places)) / 4
+            few = len(places) // 50
+            for user, amount, time_ms in zip(users[:few], amounts[:few], times[:few], strict=True):
+                text = json.dumps({"user_id": str(names[user]), "amount": amount, "timestamp": int(time_ms)})
+                self._produce(producer, int(chosen[user]), text.encode())
+            for number in range(self._partitions):
+                mine = few + np.flatnonzero(chosen[users[few:]] == number)
+                for first in range(0, len(mine), 1000):
+                    some = mine[first : first + 1000]
+                    columns = [pa.array(names[users[some]]), pa.array(amounts[some]), pa.array(times[some], pa.timestamp("ms"))]
+                    self._produce(producer, number, encode_arrow(pa.record_batch(columns, names=["user_id", "amount", "timestamp"])))
+            self.sent += len(places)
+            if self._per_second:
+                time.sleep(max(began + self.sent / self._per_second - time.monotonic(), 0))
+        assert producer.flush(120) == 0, "messages are still on their way"
+
+    def _produce(self, producer: Any, number: int, value: bytes) -> None:
+        while True:
+            try:
+                producer.produce(self._topic, value, partition=number)
+                break
+            except BufferError:  # the brokers are behind
+                producer.poll(0.05)
+        producer.poll(0)
+        self.hashes[number].update(value)
+
+    def check_log(self) -> None:
+        """The log has every message once, in order."""
+        for number, expected in enumerate(self.hashes):
+            found = hashlib.sha256()
+            for message in log_of(self._cluster, self._topic, number):
+                found.update(message.value())
+            assert found.hexdigest() == expected.hexdigest()
+
+    def end(self, at_once: bool = False) -> int:
+        """When all is delivered, how many rows that are; `at_once`: those that were sent by now."""
+        self._stopping = at_once
+        self.join()
+        if self._failure is not None:
+            raise self._failure
+        return self.sent
+
+
+def metrics_at(port: int) -> dict[str, float]:
+    """What Prometheus would read."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
 
 
 def partition(user: str, partitions: int) -> int:

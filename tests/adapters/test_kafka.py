@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from engine.columns import ids_of
 from engine.messages import OFFSET, ROW, decode
 from engine.partitions import partition_of
 from tests.adapters.brokers import Cluster
-from tests.adapters.nodes import OPTIONS, NodeProcess, check_states, ends_of, judged, live_rows, log_of, partition, send
+from tests.adapters.nodes import OPTIONS, NodeProcess, check_states, ends_of, judged, live_rows, log_of, send
 from tests.adapters.processes import until
 from tests.adapters.redis_servers import Redis
 
@@ -260,31 +259,3 @@ class TestSource:
         assert any("partitions then" in each["why"] for each in again.events("no snapshot to go on from"))
         assert again.stop() == 0
         assert check_states(tmp_path, kafka, name, 3) == 200
-
-
-@pytest.mark.parametrize("manner", ["kill", "stop", "suspend"])
-def test_a_broker_of_three_dies_while_rows_flow(kafka3: Cluster, tmp_path: Path, manner: str) -> None:
-    """The leader of a partition: nothing is lost, nothing doubled, each user in order."""
-    name = kafka3.new_topic(2)
-    rows = live_rows(ROWS)
-    node = NodeProcess(tmp_path, kafka3, name, "--snapshot-every", "500ms")
-    node.wait_for("ready", 2)
-    feeding = threading.Thread(target=send, args=(kafka3, name, rows, 2))
-    feeding.start()
-    leader = kafka3.broker(kafka3.leader(name))
-    getattr(leader, manner)()
-    if manner == "suspend":
-        time.sleep(float(os.environ.get("RISKRING_BROKER_SECONDS", "7")))
-        leader.resume()
-    feeding.join()
-    kafka3.heal()
-    ends = ends_of(kafka3, name, 2)
-    assert sum(ends) == ROWS
-    until(lambda: {each["position"] for each in node.events("snapshot")[-2:]} == set(ends), 60, "snapshots of the ends")
-    assert node.stop() == 0
-    assert check_states(tmp_path, kafka3, name, 2) == ROWS
-    users = [json.loads(message.value()) for number in range(2) for message in log_of(kafka3, name, number)]
-    for user in {row[0] for row in rows}:
-        mine = [(row[1], row[2]) for row in rows if row[0] == user]
-        assert [(row["amount"], row["timestamp"]) for row in users if row["user_id"] == user] == mine
-        assert partition(user, 2) in (0, 1)
