@@ -7,11 +7,14 @@ reader, and what is not used costs nothing. Pages are 4096-byte aligned, so ever
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
 import sys
+import threading
+import weakref
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,13 +68,51 @@ def _mapped(size: int) -> NDArray[np.uint8]:
     return np.frombuffer(area, np.uint8)
 
 
-#: Of the machine's memory, the state of an engine may take all but this part: the rest is for what the process needs besides, batches on
+#: Of the machine's memory, states may take all but this part: the rest is for what the process needs besides, batches on
 #: their way above all, and for rings that take a larger block while a batch is applied.
 _LEFT: Final = 8
 
 
+class Taker(Protocol):
+    """Takes memory."""
+
+    @property
+    def bytes_used(self) -> int:
+        """How much it has."""
+
+
+class Budget:
+    """Memory that some states may take together, in bytes; those of one process share one. May be asked by any thread.
+
+    Args:
+        bytes_max: How much.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self._lock = threading.Lock()
+        self._takers: weakref.WeakSet[Taker] = weakref.WeakSet()
+
+    def join(self, taker: Taker) -> None:
+        """From now on it counts, until it is gone."""
+        with self._lock:
+            self._takers.add(taker)
+
+    def left_for(self, taker: Taker) -> int:
+        """What the others leave to it."""
+        with self._lock:
+            others = [each for each in self._takers if each is not taker]
+        return self.bytes_max - sum(each.bytes_used for each in others)
+
+
+@functools.cache
+def process_budget() -> Budget:
+    """The one of this process."""
+    return Budget(state_bytes_max())
+
+
 def state_bytes_max(files: str = "/") -> int:
-    """Memory that the state of an engine may take: seven eighths of the machine's, or of what the control group allows if that is less.
+    """Memory that the states of a process may take: seven eighths of the machine's, or of what the control group allows if that is less.
 
     Args:
         files: The folder in which /proc and /sys lie.

@@ -24,7 +24,7 @@ from engine.entries import Entries
 from engine.errors import CapacityError
 from engine.index import hash_of, is_bytes, random_keys, split_rows
 from engine.kernels import layout as at
-from engine.memory import state_bytes_max
+from engine.memory import Budget, process_budget
 from engine.shard import Features, Shard
 
 #: Slots of a shard that `greatest` looks at together: their features stay in the second-level cache.
@@ -80,11 +80,12 @@ class Shards:
         self.config: Final = config
         self._keys = random_keys()
         self._pool: ThreadPoolExecutor | None = None
-        self.bytes_max = state_bytes_max()
+        self.budget: Budget
         self._uncounted_bytes = 0  # what rows may still take before memory is counted
         self._sweep_debt = 0.0  # rounds over all slots that expiry is behind
         slots_max = _slots_of_one(config.users, config.shards)
         self._shards = [Shard(config, slots_max, self._keys) for _ in range(config.shards)]
+        self.share(process_budget())
 
     def __iter__(self) -> Iterator[Shard]:
         return iter(self._shards)
@@ -98,6 +99,11 @@ class Shards:
     def bytes_used(self) -> int:
         """Memory of the state that has been touched."""
         return sum(shard.bytes_used for shard in self._shards)
+
+    def share(self, budget: Budget) -> None:
+        """Take memory of this budget."""
+        self.budget = budget
+        budget.join(self)
 
     # ---- rows in -------------------------------------------------------------------------------------------------------------
 
@@ -254,9 +260,10 @@ class Shards:
             left = self._bytes_left(rows, id_bytes)
         if left < 0 and not self._leaves_room(pieces, rows, id_bytes):
             raise CapacityError(
-                f"memory is full: of {self.bytes_max:,} bytes that the state may take, seven eighths of what this machine or control group "
-                f"has, {self.bytes_used:,} are taken, and {rows:,} rows more may need too many; nothing of them was applied; use a shorter "
-                "window or lateness, smaller batches, more partitions or more memory (riskring plan tells how much)"
+                f"memory is full: all engines of this process may take {self.budget.bytes_max:,} bytes, seven eighths of what this "
+                f"machine or control group has; this one has {self.bytes_used:,} of {self.budget.left_for(self):,} that the others leave, "
+                f"and {rows:,} rows more may need too many; nothing of them was applied; use a shorter window or lateness, smaller "
+                "batches, more processes or more memory (riskring plan tells how much)"
             )
         self._uncounted_bytes = min(max(left, 0), _UNCOUNTED_BYTES)
 
@@ -266,13 +273,13 @@ class Shards:
         Meanwhile the state may grow into what is left of the machine's memory.
         """
         more = _ROW_BYTES * rows + 2 * id_bytes
-        if more > self.bytes_max // 16:
+        if more > self.budget.bytes_max // 16:
             return False
         after_ns = max(int(piece.clock_ns[-1]) for piece in pieces if piece.admitted)
         users, transactions = self.retained(after_ns)
         fixed = sum(shard.index.table.nbytes for shard in self._shards)
         ids = sum(8 * int(shard.control[at.ARENA_NEXT]) for shard in self._shards) * users // max(self.users, 1)
-        return fixed + _ROW_SLOT_BYTES * users + 2 * 16 * transactions + ids + more <= self.bytes_max
+        return fixed + _ROW_SLOT_BYTES * users + 2 * 16 * transactions + ids + more <= self.budget.left_for(self)
 
     def _bytes_left(self, rows: int, id_bytes: int) -> int:
         """Memory that is left when so many rows more have been applied; less than 0 if it may be too little."""
@@ -284,8 +291,9 @@ class Shards:
         if rings_more + users_more == 0:
             return 0
         # Neither may take all: what a flood of users has taken serves no rings when these users are gone, and the other way round.
-        alone = self.bytes_max - self.bytes_max // 16
-        left: int = min(self.bytes_max - rings - rings_more - users - users_more, alone - rings - rings_more, alone - users - users_more)
+        most = self.budget.left_for(self)
+        alone = most - self.budget.bytes_max // 16
+        left: int = min(most - rings - rings_more - users - users_more, alone - rings - rings_more, alone - users - users_more)
         return left
 
     def _check_room(self, pieces: list[Piece], rows: int) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from engine import CapacityError, RiskEngine
 from engine.forecast import forecast
-from engine.memory import machine_bytes, state_bytes_max
+from engine.memory import Budget, machine_bytes, state_bytes_max
 
 ROOT = Path(__file__).parent.parent
 SECOND = 10**9
@@ -44,6 +44,7 @@ FLOOD = """
 import json, sys
 import numpy as np
 from engine import CapacityError, RiskEngine
+from engine.memory import Budget
 
 name, users, bytes_max = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 ROWS = 20_000
@@ -89,7 +90,7 @@ with make() as engine:  # compiled code and what Arrow keeps are not of this flo
     engine.ingest(columns(np.arange(5000), 0), scores=True)
 with make() as engine:
     if bytes_max:
-        engine._core.shards.bytes_max = bytes_max
+        engine._core.shards.share(Budget(bytes_max))
     before = resident()
     ended, same = "", True
     for batch in batches():
@@ -176,7 +177,7 @@ class TestMemoryLimit:
     """The limit that a flood meets."""
 
     def test_it_is_part_of_the_machine(self) -> None:
-        assert make()._core.shards.bytes_max == state_bytes_max() <= machine_bytes() * 7 // 8 + 1
+        assert make()._core.shards.budget.bytes_max == state_bytes_max() <= machine_bytes() * 7 // 8 + 1
 
     @pytest.mark.parametrize(
         ("groups", "limits", "wanted"),
@@ -205,7 +206,7 @@ class TestMemoryLimit:
         shards = engine._core.shards
         users = np.arange(20_000)
         engine.ingest(rows(users))
-        shards.bytes_max = shards.bytes_used + 64 * len(users) + (4 << 20)
+        shards.share(Budget(shards.bytes_used + 64 * len(users) + (4 << 20)))
         for time in range(1, 50):
             engine.ingest(rows(users, times=200 * time))
         assert engine.stats().transactions == 20_000
@@ -213,9 +214,27 @@ class TestMemoryLimit:
             engine.add(user, 1, 9_801)
         assert engine.stats().transactions == 22_000
 
+    def test_engines_share_it(self) -> None:
+        """What one has taken is missing to the other, until it is closed."""
+        budget, fed = Budget(16_000_000), [0, 0]
+        engines = [make(users=1_000_000), make(users=1_000_000)]
+        empty = sum(engine._core.shards.bytes_used for engine in engines)
+        for number, engine in enumerate(engines):
+            engine._core.shards.share(budget)
+            with pytest.raises(CapacityError, match="that the others leave"):  # noqa: PT012 - some of the rows are taken
+                while True:
+                    engine.ingest(rows(np.arange(fed[number], fed[number] + 5_000)))
+                    fed[number] += 5_000
+        assert fed[0] > 100_000 > 10 * fed[1]
+        assert sum(engine._core.shards.bytes_used for engine in engines) <= budget.bytes_max + empty
+        engines[0].close()
+        while fed[1] < fed[0]:
+            engines[1].ingest(rows(np.arange(fed[1], fed[1] + 5_000)))
+            fed[1] += 5_000
+
     def test_a_flood_of_one_kind_leaves_room_for_the_other(self) -> None:
         engine = make(users=1_000_000)
-        engine._core.shards.bytes_max = 32_000_000
+        engine._core.shards.share(Budget(32_000_000))
         fed = 0
         for some in (5_000, 10):  # until not even ten have a place
             with pytest.raises(CapacityError, match="memory is full"):  # noqa: PT012 - some of the rows are taken
@@ -234,7 +253,7 @@ class TestMemoryLimit:
 
     def test_rings_that_were_given_back_serve_again(self) -> None:
         engine = make(users=5_000)
-        engine._core.shards.bytes_max = 16_000_000
+        engine._core.shards.share(Budget(16_000_000))
         users = np.arange(5_000)
         fed = 0
         with pytest.raises(CapacityError, match="memory is full"):  # noqa: PT012
@@ -252,7 +271,8 @@ class TestMemoryLimit:
         engine = make(users=5_000)
         shards = engine._core.shards
         engine.ingest(rows(np.arange(5_000)))
-        shards.bytes_max, shards._uncounted_bytes = shards.bytes_used, 0
+        shards.share(Budget(shards.bytes_used))
+        shards._uncounted_bytes = 0
         for _ in range(2):
             with pytest.raises(CapacityError, match="memory is full"):
                 engine.ingest(rows([1], times=120))  # all are retained at 120
@@ -262,7 +282,7 @@ class TestMemoryLimit:
     def test_add_meets_it_too(self) -> None:
         engine = make(users=100_000)
         shards = engine._core.shards
-        shards.bytes_max = shards.bytes_used + 100_000
+        shards.share(Budget(shards.bytes_used + 100_000))
         with pytest.raises(CapacityError, match="memory is full"):  # noqa: PT012
             for user in range(100_000):
                 engine.add(user, 1, 0)
