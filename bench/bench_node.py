@@ -41,6 +41,7 @@ from tests.adapters.nodes import NodeProcess, check_states, ends_of
 from tests.adapters.redis_servers import Redis
 
 PARTITIONS = 2
+NAMES = ("user_id", "amount", "timestamp")
 USERS = 500 if SMOKE else 1_000_000
 ROWS = {"arrow": 20_000 if SMOKE else 20_000_000, "json": 5_000 if SMOKE else 1_500_000}
 RATE = 2_000 if SMOKE else 50_000
@@ -223,3 +224,75 @@ def test_freshness(benchmark: Any, kafka: Cluster, redis_server: Redis, tmp_path
     p50, p99 = np.quantile(waits, [0.5, 0.99]) * 1e3
     figures = {"from row to Redis p50 ms": float(p50), "from row to Redis p99 ms": float(p99), "rows/s": rows / max(sum(waits), SECONDS)}
     benchmark.extra_info |= {"rows": rows, "users": USERS, "figures": figures}
+
+
+@pytest.mark.benchmark(group="decay")
+def test_decay(benchmark: Any, kafka: Cluster, redis_server: Redis, tmp_path: Path) -> None:
+    """From the instant at which a score changes because time passes, or is 0.0 again, to Redis saying so; among a million other users."""
+    kafka.create_topic("decay", PARTITIONS)
+    node = NodeProcess(tmp_path, kafka, "decay", "--redis", redis_server.url, "--users", str(2 * USERS), "--window", "4s")
+    node.wait_for("ready", PARTITIONS)
+    client, window_ms = redis_server.client(), 4_000
+    late: dict[str, list[float]] = {"falls": [], "is gone": []}
+
+    def seen_ms(key: str, before: bytes) -> tuple[int, bytes | None]:
+        while (found := client.get(key)) == before:
+            time.sleep(0.001)
+        return time.time_ns() // 1_000_000, found
+
+    def measure() -> None:
+        producer = KafkaProducer(kafka.bootstrap, {"linger.ms": "0"})
+        fill(kafka, "decay", "arrow", USERS)
+        for number in range(5 if SMOKE else 40):
+            key, began_ms = f"risk:marker {number}", time.time_ns() // 1_000_000
+            for amount, time_ms in ((1, began_ms - 3_500), (3, began_ms - 3_000)):
+                row = {"user_id": key[5:], "amount": amount, "timestamp": time_ms}
+                producer.send("decay", json.dumps(row).encode(), key=key[5:].encode())
+            producer.flush()
+            seen_ms(key, None)  # type: ignore[arg-type]
+            if client.get(key) == b"2":
+                fell_ms, found = seen_ms(key, b"2")
+                assert found == b"3"
+                late["falls"].append(fell_ms - (began_ms - 3_500 + window_ms))
+            gone_ms, found = seen_ms(key, b"3")
+            assert found is None
+            late["is gone"].append(gone_ms - (began_ms - 3_000 + window_ms))
+
+    benchmark.pedantic(measure, rounds=1)
+    assert node.stop() == 0
+    figures = {
+        f"{what} after ms, {name}": float(np.quantile(found, q))
+        for what, found in late.items()
+        for name, q in (("p50", 0.5), ("p99", 0.99))
+    }
+    benchmark.extra_info |= {"rows": USERS, "users": USERS, "figures": figures}
+
+
+@pytest.mark.benchmark(group="hand-over")
+def test_hand_over(benchmark: Any, kafka: Cluster, redis_server: Redis, tmp_path: Path) -> None:
+    """A partition of a million users goes from a node that ends to one that is there already."""
+    kafka.create_topic("hand-over", 1)
+    flags = ("--redis", redis_server.url, "--users", str(2 * USERS))
+    nodes = [NodeProcess(tmp_path, kafka, "hand-over", *flags, name="node0")]
+    nodes[0].wait_for("ready")
+    producer, now = KafkaProducer(kafka.bootstrap, {}), np.datetime64(time.time_ns() // 1_000_000, "ms")
+    for first in range(0, 2 * USERS, 8192):
+        users = np.arange(first, min(first + 8192, 2 * USERS)) % USERS
+        producer.send("hand-over", encode_arrow(pa.record_batch([users, np.ones(len(users)), np.full(len(users), now)], names=list(NAMES))))
+    producer.flush()
+    took: list[float] = []
+
+    def hand_over(number: int) -> None:
+        nodes.append(NodeProcess(tmp_path, kafka, "hand-over", *flags, name=f"node{number}"))
+        nodes[-1].wait_for("node")
+        time.sleep(0 if SMOKE else 5)  # it is a member of the group by then
+        began = time.time()
+        assert nodes[-2].stop() == 0
+        took.append(instant(nodes[-1].wait_for("ready")[0]) - began)
+
+    numbers = iter(range(1, 100))
+    benchmark.pedantic(lambda: hand_over(next(numbers)), rounds=1 if SMOKE else 5)
+    assert nodes[-1].stop() == 0
+    assert check_states(tmp_path, kafka, "hand-over", 1) == 2 * USERS
+    figures = {"seconds, median": float(np.median(took)), "seconds, worst": max(took)}
+    benchmark.extra_info |= {"rows": 2 * USERS, "users": USERS, "figures": figures}

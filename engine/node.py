@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 
 from engine.config import Config
 from engine.errors import ConnectorError
-from engine.partition import FULL, Ends, Log, Output, Partition, Topic, check_state, recover
+from engine.partition import FULL, Ends, Log, Output, Partition, Topic, check_state, recover, saved_position
 from engine.publisher import Publisher
 from engine.ticks import Sink
 
@@ -45,7 +45,7 @@ class Source(Protocol):
         self, assigned: Callable[[list[int]], dict[int, int]], revoked: Callable[[list[int]], None], lost: Callable[[list[int]], None]
     ) -> None: ...
     def fetch(self, seconds: float) -> Any: ...
-    def ends(self, partition: int, since_ns: int) -> Ends: ...
+    def ends(self, partition: int, since_ns: int, least: int = 0) -> Ends: ...
     def seek(self, partition: int, offset: int) -> None: ...
     def pause(self, partition: int) -> None: ...
     def lag(self, partition: int, position: int) -> int | None: ...
@@ -263,13 +263,16 @@ class Node:
                 f"{self._topic.partitions} and {self._topic.id}. Users may be in other partitions now: follow the procedure for adding "
                 "partitions, then start again"
             )
-        ends = [self._ends(number) for number in numbers]  # in this thread: the client lets no other ask now
+        ends = [self._ends(number, self._saved_position(number)) for number in numbers]  # in this thread: the client lets no other ask now
         for partition in self._threads.map(self._recover, numbers, ends):
             self._take(partition)
         return {number: self.partitions[number].position for number in numbers}
 
-    def _ends(self, number: int) -> Ends:
-        return self._source.ends(number, self._now() - 2 * self._retention_ns)
+    def _ends(self, number: int, least: int) -> Ends:
+        return self._source.ends(number, self._now() - 2 * self._retention_ns, least)
+
+    def _saved_position(self, number: int) -> int:
+        return 0 if self.plan.state is None else saved_position(self.plan.state, number, self._topic)
 
     def _recover(self, number: int, ends: Ends) -> Partition:
         plan = self.plan
@@ -298,9 +301,11 @@ class Node:
         """The log no longer has what is to be read next: go on as after a restart."""
         if number not in self.partitions:
             return
-        self._log("error", "position is not in the log", partition=number, position=self.partitions[number].position)
+        position = self.partitions[number].position
+        self._log("error", "position is not in the log", partition=number, position=position)
+        ends = self._ends(number, position)
         self._drop([number])
-        self._take(self._recover(number, self._ends(number)))
+        self._take(self._recover(number, ends))
         self._source.seek(number, self.partitions[number].position)
 
     def _revoked(self, numbers: list[int]) -> None:

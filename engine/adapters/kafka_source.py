@@ -32,6 +32,9 @@ from engine.partition import Ends
 #: Messages of one `fetch` at most; it mostly ends by its time.
 _MESSAGES_MAX: Final = 100_000
 
+#: How long a log that seems to be too short is asked for again: a broker that went on after standing still learns the truth within seconds.
+_STALE_SECONDS: Final = 5.0
+
 #: How long the cluster may take to answer a question.
 _ANSWER_SECONDS: Final = 15.0
 
@@ -223,12 +226,26 @@ class KafkaSource:
         else:
             self._warn("kafka", error=error.str())
 
-    def ends(self, partition: int, since_ns: int) -> Ends:
+    def ends(self, partition: int, since_ns: int, least: int = 0) -> Ends:
         """How far the log of a partition goes now, and where in it an instant of Kafka's time is.
+
+        A broker that stood still, and does not know yet that another is the leader by now, tells an end of then. So an end before `least`,
+        up to which the log was read once, is asked for again for some seconds, until it is believed.
 
         To be called by the thread that fetches, also from within its callbacks. Waits for a cluster that is without a leader for a while.
         """
-        found: Ends = self._patiently(self._ends, partition, since_ns)
+
+        def wait(_: object) -> None:
+            self._warn("the log seems to end before what was read of it", partition=partition, position=least)
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda ends: ends.high < least),
+            stop=tenacity.stop_after_delay(_STALE_SECONDS),
+            wait=tenacity.wait_exponential(0.1, max=1),
+            before_sleep=wait,
+            retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+        )
+        found: Ends = retrying(self._patiently, self._ends, partition, since_ns)
         return found
 
     def _ends(self, partition: int, since_ns: int) -> Ends:

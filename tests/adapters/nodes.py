@@ -84,6 +84,7 @@ class Flow(threading.Thread):
     Attributes:
         sent: How many are on their way by now.
         hashes: Of each partition's messages, one after the other.
+        ends: Of the log of each partition, when all is there.
     """
 
     def __init__(self, cluster: Cluster, topic: str, rows: int, partitions: int, users: int = 200, per_second: int = 0) -> None:
@@ -94,6 +95,7 @@ class Flow(threading.Thread):
         self._failure: BaseException | None = None
         self._stopping = False
         self.hashes = [hashlib.sha256() for _ in range(partitions)]
+        self.ends = [0] * partitions
         self.start()
 
     def run(self) -> None:
@@ -137,6 +139,7 @@ class Flow(threading.Thread):
                 producer.poll(0.05)
         producer.poll(0)
         self.hashes[number].update(value)
+        self.ends[number] += 1
 
     def check_log(self) -> None:
         """The log has every message once, in order."""
@@ -234,7 +237,8 @@ def check_states(folder: Path, cluster: Cluster, topic: str, partitions: int) ->
         messages = log_of(cluster, topic, number)
         with RiskEngine.load(folder / "state" / str(number)) as engine, judged(messages, 2**62) as judge:
             assert engine.restored is not None
-            assert engine.restored.position["offset"] == (messages[-1].offset() + 1 if messages else 0)
+            end = messages[-1].offset() + 1 if messages else 0
+            assert engine.restored.position["offset"] == end
             assert engine.digest() == judge.digest()
             transactions += judge.stats().transactions
     return transactions

@@ -83,8 +83,8 @@ def test_a_broker_of_three_fails(node: Starts, kafka3: Cluster, tmp_path: Path, 
         broker.resume()
     assert flow.end() == rows
     kafka3.heal()
-    ends = ends_of(kafka3, name, 2)
-    until(lambda: {each["position"] for each in running.events("snapshot")[-2:]} == set(ends), 120, "snapshots of the ends")
+    until(lambda: ends_of(kafka3, name, 2) == flow.ends, what="all brokers know who leads")
+    until(lambda: {each["position"] for each in running.events("snapshot")[-2:]} == set(flow.ends), 120, "snapshots of the ends")
     assert running.stop() == 0
     flow.check_log()
     assert check_states(tmp_path, kafka3, name, 2) == rows

@@ -215,6 +215,24 @@ class TestSource:
         assert (source.lag(0, 7), source.lag(0, 10)) == (3, 0)
         source.close()
 
+    def test_an_end_before_what_was_read_is_asked_for_again(self, kafka: Cluster, topic: Callable[..., str]) -> None:
+        """A broker that stood still tells an old one. Here the log grows while it is asked for."""
+        name, warned = topic(1), []
+
+        def warn(event: str, **told: Any) -> None:
+            warned.append((event, told))
+            if len(warned) == 1:
+                send(kafka, name, live_rows(2), 1)
+
+        send(kafka, name, live_rows(10), 1)
+        source = KafkaSource(kafka.bootstrap, name, "source", "classic", {}, warn)
+        assert source.ends(0, 0, 10)[:2] == (0, 10)
+        assert warned == []
+        assert source.ends(0, 0, 12)[:2] == (0, 12)
+        assert {event for event, _ in warned} == {"the log seems to end before what was read of it"}
+        assert source.ends(0, 0, 13)[:2] == (0, 12)  # believed in the end
+        source.close()
+
     def test_options(self, kafka: Cluster, topic: Callable[..., str]) -> None:
         with pytest.raises(ConfigError, match=r"--kafka group\.id: is decided by the node"):
             KafkaSource(kafka.bootstrap, topic(), "g", "classic", {"group.id": "x"}, lambda *_, **__: None)
