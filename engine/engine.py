@@ -550,6 +550,10 @@ class RiskEngine:
         """Greatest event time accepted (S6), nanoseconds since the epoch; None before the first row."""
         return self._core.clock_ns
 
+    def wall_ns(self) -> int:
+        """The wall clock, or what `now` gives in its place, nanoseconds since the epoch."""
+        return self._core.now()
+
     @property
     def id_kind(self) -> str | None:
         """Kind of the user ids: "int64", "uint64", "string" or "binary"; None before the first row."""

@@ -30,7 +30,7 @@ ORDER = [
     *["errors", "config", "memory", "arrays", "kernels"],
     *["rounding", "texts", "instants", "capacity", "results", "columns", "userids", "ndjson", "sources", "outputs"],
     *["entries", "copies", "index", "watch", "shard", "shards", "core", "storage", "snapshot", "saving", "engine", "replay"],
-    *["partitions", "messages", "ticks", "partition", "publisher", "node", "produce"],
+    *["partitions", "service", "messages", "ticks", "partition", "publisher", "node", "produce"],
     *[
         "reference",
         "generate",
