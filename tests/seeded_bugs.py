@@ -1492,7 +1492,7 @@ partition-not-checked  partition.py  rows of users of other partitions are appli
 + if False:
 
 number-unquoted  kernels/quoting.py  a number behind a line's end stays a number
-@ tests/test_ndjson.py::test_the_loop_does_what_the_pattern_says
+@ tests/test_ndjson.py::test_examples
 - return (byte == SPACE) | (byte == TAB) | (byte == RETURN) | (byte == LINE_FEED)
 + return (byte == SPACE) | (byte == TAB) | (byte == RETURN)
 

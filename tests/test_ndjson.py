@@ -30,7 +30,12 @@ pieces = st.sampled_from(
 )
 
 
-@given(st.lists(pieces, max_size=60).map("".join), st.sampled_from(NAMES))
+keys = st.sampled_from([json.dumps(name, ensure_ascii=False) for names in NAMES for name in names])
+gaps = st.sampled_from(["", *" \t\r\n"])
+members = st.builds("{}{}{}:{}{}".format, st.sampled_from('{, \t\r\n:x"'), keys, gaps, gaps, st.sampled_from('10-NIx"'))
+
+
+@given(st.lists(pieces | members, max_size=60).map("".join), st.sampled_from(NAMES))
 def test_the_loop_does_what_the_pattern_says(text: str, names: tuple[str, str]) -> None:
     config = Config.of(amount=names[0], timestamp=names[1], user_id="u")
     assert quoting(config)(text.encode()) == by_pattern(text.encode(), config)
@@ -48,6 +53,7 @@ def test_the_loop_does_what_the_pattern_says(text: str, names: tuple[str, str]) 
         ('{"amount":-Infinity,"timestamp":NaN}', '{"amount":"-Infinity","timestamp":"NaN"}'),
         ('{"amount":-,"timestamp":', '{"amount":-,"timestamp":'),
         ('{"amount":12', '{"amount":"12"'),
+        *[(f'{{"x":0,{gap}"amount"{gap}:{gap}5{gap}}}', f'{{"x":0,{gap}"amount"{gap}:{gap}"5"{gap}}}') for gap in " \t\r\n"],
         ("", ""),
     ],
 )
