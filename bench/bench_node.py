@@ -228,7 +228,7 @@ def test_freshness(benchmark: Any, kafka: Cluster, redis_server: Redis, tmp_path
 
 @pytest.mark.benchmark(group="decay")
 def test_decay(benchmark: Any, kafka: Cluster, redis_server: Redis, tmp_path: Path) -> None:
-    """From the instant at which a score changes because time passes, or is 0.0 again, to Redis saying so; among a million other users."""
+    """From the instant at which a score changes because time passes, or is 0.0 again, to Redis saying so; others come and go meanwhile."""
     kafka.create_topic("decay", PARTITIONS)
     node = NodeProcess(tmp_path, kafka, "decay", "--redis", redis_server.url, "--users", str(2 * USERS), "--window", "4s")
     node.wait_for("ready", PARTITIONS)
@@ -242,9 +242,27 @@ def test_decay(benchmark: Any, kafka: Cluster, redis_server: Redis, tmp_path: Pa
             time.sleep(0.001)
         return time.time_ns() // 1_000_000, found
 
+    sent, stop = [0], threading.Event()
+
+    def load() -> None:
+        producer, random = KafkaProducer(kafka.bootstrap, {"linger.ms": "0"}), np.random.default_rng(2)
+        due, part = time.monotonic(), RATE // 100
+        while not stop.is_set():
+            users, now = random.integers(0, USERS, part), np.datetime64(time.time_ns() // 1_000_000, "ms")
+            chosen = partition_of(ids_of(pa.array(users), "user_id"), PARTITIONS)
+            for partition in range(PARTITIONS):
+                mine = users[chosen == partition]
+                rows = pa.record_batch([mine, np.full(len(mine), 1.5), np.full(len(mine), now)], names=list(NAMES))
+                producer.send("decay", encode_arrow(rows), partition=partition)
+            sent[0] += part
+            due += 0.01
+            time.sleep(max(due - time.monotonic(), 0))
+        producer.flush()
+
     def measure() -> None:
-        producer = KafkaProducer(kafka.bootstrap, {"linger.ms": "0"})
-        fill(kafka, "decay", "arrow", USERS)
+        loading, producer = threading.Thread(target=load), KafkaProducer(kafka.bootstrap, {"linger.ms": "0"})
+        loading.start()
+        time.sleep(0 if SMOKE else 6)  # as many leave the window as come by then
         for user in range(USERS, USERS + (5 if SMOKE else 40)):
             time.sleep(0.1)
             now_ms = time.time_ns() // 1_000_000
@@ -259,6 +277,8 @@ def test_decay(benchmark: Any, kafka: Cluster, redis_server: Redis, tmp_path: Pa
             gone_ms, found = changed_ms(user, found)
             assert found is None
             late["is gone"].append(gone_ms - (now_ms - 2_000 + window_ms))
+        stop.set()
+        loading.join()
 
     benchmark.pedantic(measure, rounds=1)
     assert node.stop() == 0
@@ -267,7 +287,7 @@ def test_decay(benchmark: Any, kafka: Cluster, redis_server: Redis, tmp_path: Pa
         for what, found in late.items()
         for name, q in (("p50", 0.5), ("p99", 0.99))
     }
-    benchmark.extra_info |= {"rows": USERS, "users": USERS, "figures": figures}
+    benchmark.extra_info |= {"rows": sent[0], "users": USERS, "figures": figures}
 
 
 @pytest.mark.benchmark(group="hand-over")
