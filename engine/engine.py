@@ -317,6 +317,20 @@ class RiskEngine:
                 features = self._core.shards.features(ids, unknown, at_ns, self._core.clock_ns)
             return features_table(ids_to_arrow(ids), features, self.config.decimals)
 
+    def features_of_one(self, user_id: Any, *, at: Any = None) -> tuple[Features, int | None]:
+        """What `features` says of one user, as arrays of one element (`sums` are units, 128 bits of them); and of which instant, ns.
+
+        Raises:
+            TimeTooOldError, SchemaError: As in `score`.
+        """
+        with self._lock:
+            self._check_open()
+            at_ns, kind = self._at_ns(at), self._core.kind
+            ids = ids_of_one(user_id, self.config.user_id)
+            if at_ns is None or kind is None or (ids.kind != kind and unknown_ids(ids, kind)[0]):
+                return Features.empty(1), at_ns
+            return self._core.shards.features_of_one(ids, at_ns, self._core.clock_ns), at_ns
+
     def top(self, k: int = 10, *, by: str = "score", at: Any = None) -> Any:
         """The `k` users with the greatest `score`, `sum`, `count` or `newest` among those with a transaction in the window.
 
@@ -553,6 +567,14 @@ class RiskEngine:
     def wall_ns(self) -> int:
         """The wall clock, or what `now` gives in its place, nanoseconds since the epoch."""
         return self._core.now()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether another thread has the lock, so that a call might have to wait."""
+        if not self._lock.acquire(blocking=False):
+            return True
+        self._lock.release()
+        return False
 
     @property
     def id_kind(self) -> str | None:

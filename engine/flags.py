@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
+from engine.errors import ConfigError, EngineError
+
 USAGE: Final = 2
 
 _SIZE: Final = re.compile(r"(\d[\d_]*(?:\.\d+)?(?:e\d+)?)\s*([kmgb]?)", re.IGNORECASE)
@@ -104,6 +106,38 @@ def quantity(text: str) -> float:
 def optional(text: str) -> str | None:
     """A value of which there may be none."""
     return None if text.strip().lower() == "none" else text
+
+
+def seconds(text: str, name: str) -> float:
+    """A duration of a flag, more than none.
+
+    Raises:
+        ConfigError: It is no duration, or not more than 0.
+
+    Example:
+        >>> seconds("250ms", "tick")
+        0.25
+    """
+    from engine.config import duration_ns  # noqa: PLC0415 - start-up
+
+    found = duration_ns(text, name) / 1e9
+    if found <= 0:
+        raise ConfigError(f"--{name} {text} must be more than 0")
+    return found
+
+
+class extra:  # noqa: N801 - reads as a word of the statement
+    """`with extra("kafka"):` around imports: an extra that is not there is told as what to install."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("engine"):
+            raise EngineError(f"{error.name} is not installed; pip install 'riskring[{self._name}]'") from None
 
 
 def examples(*lines: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final, NamedTuple
@@ -304,8 +304,6 @@ def _arrow_rows(values: Sequence[bytes | None], places: list[int], config: Confi
         try:
             if not value or value[:1] != b"\xff":
                 raise _MessageError(UNDECODABLE, "it begins neither with 0xFF, as an Arrow stream does, nor with {, as a JSON object does")
-            if len(value) > _BYTES_MAX:
-                raise _MessageError(TOO_LARGE, f"{len(value):,} bytes, more than {_BYTES_MAX:,}")
             rows = _arrow_message(value, place, config)
             if rows is not None:
                 yield rows
@@ -315,15 +313,61 @@ def _arrow_rows(values: Sequence[bytes | None], places: list[int], config: Confi
 
 
 def _arrow_message(value: bytes, place: int, config: Config) -> _Rows | None:
+    def chosen(found: Any) -> tuple[Sequence[int], Any]:
+        wanted = check_schema(found, config, "")
+        return wanted, marked(_plain_schema(found, wanted), config)
+
+    try:
+        batches = _read_arrow(value, chosen)
+    except SchemaError as error:
+        raise _MessageError(WRONG_SCHEMA, error) from None
+    rows = sum(batch.num_rows for batch in batches)
+    return _Rows(_kind_of(batches[0].schema.field(0).type), batches, [place], [rows]) if rows else None
+
+
+def decode_ids(value: bytes, column: str) -> Any:
+    """User ids of an Arrow stream: a ChunkedArray of one of its columns, of a plain type.
+
+    Raises:
+        SchemaError: It is no such stream, lacks the column, or that has another type. What is said of `decode`'s Arrow messages holds here.
+
+    Example:
+        >>> decode_ids(encode_arrow(pa.record_batch({"user_id": [7, 8]})), "user_id").to_pylist()
+        [7, 8]
+    """
+
+    def chosen(found: Any) -> tuple[Sequence[int], Any]:
+        wanted = found.get_all_field_indices(column)
+        if len(wanted) != 1:
+            raise SchemaError(f"column {column!r} is there {len(wanted)} times, wanted once; found columns {found.names[:20]}")
+        return wanted, _plain_schema(found, wanted)
+
+    if value[:1] != b"\xff":
+        raise SchemaError("this is no Arrow IPC stream, which begins with 0xFF; nor is a file of that format one")
+    try:
+        batches = _read_arrow(value, chosen)
+    except _MessageError as error:
+        raise SchemaError(str(error)) from None
+    return pa.chunked_array([batch.column(0) for batch in batches], batches[0].schema.field(0).type if batches else pa.string())
+
+
+def _plain_schema(found: Any, wanted: Sequence[int]) -> Any:
+    for index in wanted:
+        _check_type(found.field(index))
+    return pa.schema([(found.field(index).name, _in_utc(found.field(index).type)) for index in wanted])
+
+
+def _read_arrow(value: bytes, chosen: Callable[[Any], tuple[Sequence[int], Any]]) -> list[Any]:
+    """Batches of a stream from anywhere: those columns, as that schema, that are chosen when its own schema is seen."""
+    if len(value) > _BYTES_MAX:
+        raise _MessageError(TOO_LARGE, f"{len(value):,} bytes, more than {_BYTES_MAX:,}")
     try:
         for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(value)):
             if _is_compressed(message.metadata):
-                raise _MessageError(WRONG_SCHEMA, "its buffers are compressed; let Kafka compress messages instead (compression.type)")
-        found = pa.ipc.open_stream(pa.py_buffer(value)).schema
-        wanted = check_schema(found, config, "")
-        for index in wanted:
-            _check_type(found.field(index))
-        schema = marked(pa.schema([(found.field(index).name, _in_utc(found.field(index).type)) for index in wanted]), config)
+                raise _MessageError(
+                    WRONG_SCHEMA, "its buffers are compressed; send them as they are, and let Kafka compress messages (compression.type)"
+                )
+        wanted, schema = chosen(pa.ipc.open_stream(pa.py_buffer(value)).schema)
         # Other columns are not even read: dictionaries that grow from batch to batch take time and memory by the square of the bytes.
         options = pa.ipc.IpcReadOptions(included_fields=sorted(wanted))
         batches, rows = [], 0
@@ -334,11 +378,11 @@ def _arrow_message(value: bytes, place: int, config: Config) -> _Rows | None:
             plain = pa.RecordBatch.from_arrays([batch.column(field.name).view(field.type) for field in schema], schema=schema)
             plain.validate(full=True)
             batches.append(plain)
-    except SchemaError as error:
-        raise _MessageError(WRONG_SCHEMA, error) from None
+    except SchemaError:
+        raise
     except (pa.ArrowException, OSError, MemoryError, UnicodeError, struct.error, IndexError) as error:
         raise _MessageError(UNDECODABLE, error) from None
-    return _Rows(_kind_of(batches[0].schema.field(0).type), batches, [place], [rows]) if rows else None
+    return batches
 
 
 def _check_type(field: Any) -> None:

@@ -17,15 +17,17 @@ import pyarrow.compute as pc
 
 from engine.arrays import array_of
 from engine.columns import ids_of
-from engine.config import REASONS, Config
+from engine.config import REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.engine import RiskEngine
 from engine.errors import ConfigError, SchemaError, StaleError, TimeTooOldError
 from engine.instants import instant_ns
 from engine.partitions import partition_of
 from engine.results import Explanation, IngestResult, Stats
+from engine.shard import Features
 from engine.snapshot import SnapshotInfo
 from engine.userids import id_array
 
+_SMALL: Final = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 
 
@@ -97,10 +99,22 @@ class Service:
             return self._array(values, pa.binary(), bytes, bytes.fromhex)
         return self._array(values, pa.uint64() if kind == "uint64" else pa.int64(), int, _integer)
 
+    def user_of(self, value: Any) -> Any:
+        """One user id, of those that `users_of` takes, as the engines have it. Raises as that."""
+        kind = self.kind()
+        if type(value) is str and kind == "string":
+            return value
+        if type(value) is str and kind == "int64" and _SMALL.fullmatch(value):
+            return int(value)
+        return self.users_of([value])[0].as_py()
+
     def _array(self, values: Sequence[Any], kind: Any, plain: type, read: Callable[[Any], Any]) -> Any:
         """Those of the type `plain` are taken as they are, texts are read."""
         try:
-            if set(map(type, values)) <= {plain, type(None)}:
+            types = set(map(type, values))
+            if types == {int} and kind != pa.string():
+                return pa.array(np.array(values, kind.to_pandas_dtype()))
+            if types <= {plain, type(None)}:
                 return pa.array(values, kind)
         except (pa.ArrowException, UnicodeError, OverflowError):
             pass  # it will be told which
@@ -126,7 +140,10 @@ class Service:
         if isinstance(at, str) and at == "now":
             return self._now()
         if at is not None:
-            return instant_ns(at, "at", time_unit=None, error=ConfigError)
+            at_ns = instant_ns(at, "at", time_unit=None, error=ConfigError)
+            if not TIME_NS_MIN <= at_ns <= TIME_NS_MAX:
+                raise ConfigError(f"at={at!r} is beyond what int64 nanoseconds can say (1677 to 2262)")
+            return at_ns
         clocks = [clock for engine in self._engines().values() if (clock := engine.clock_ns) is not None]
         return max([*clocks, *([self._now()] if self.config.clock == "wall" else [])], default=None)
 
@@ -186,6 +203,16 @@ class Service:
             self.lookups += len(table)
         return table, at_ns
 
+    def features_of_one(self, user_id: Any, at: Any = None) -> tuple[Features, int | None]:
+        """As `RiskEngine.features_of_one`, and the instant, ns. `user_id` as in `users_of`. Raises as `scores`."""
+        user_id = self.user_of(user_id)
+        self.lookups += 1  # one may be lost to another thread, which is no harm
+        engine = self._engine_of(user_id)
+        if at is None and self._partitions == 1:
+            return engine.features_of_one(user_id)
+        found, at_ns = self._asked(at, lambda when: engine.features_of_one(user_id, at=when)[0])
+        return found, at_ns
+
     def top(self, k: int, by: str = "score", at: Any = None) -> tuple[Any, int | None]:
         """As `RiskEngine.top`, and the instant, ns."""
 
@@ -197,9 +224,9 @@ class Service:
 
     def explain(self, user_id: Any, at: Any = None) -> tuple[Explanation, int | None]:
         """As `RiskEngine.explain`, and the instant, ns. `user_id` as in `users_of`."""
-        array = self.users_of([user_id])
-        ((engine, _),) = self._spread(array)
-        found: tuple[Explanation, int | None] = self._asked(at, lambda when: engine.explain(array[0].as_py(), at=when))
+        user_id = self.user_of(user_id)
+        engine = self._engine_of(user_id)
+        found: tuple[Explanation, int | None] = self._asked(at, lambda when: engine.explain(user_id, at=when))
         return found
 
     def ingest(self, data: Any, scores: bool = False) -> IngestResult:
@@ -211,6 +238,10 @@ class Service:
         if not self.writable:
             raise ConfigError("this server reads its transactions from Kafka; send them to the topic")
         return self._engines()[0].ingest(data, scores=scores)
+
+    def is_busy(self) -> bool:
+        """Whether a lookup might have to wait for something else that is done."""
+        return any(engine.is_busy for engine in self._engines().values())
 
     def stats(self) -> Stats:
         """What all engines here hold and have seen."""
@@ -248,6 +279,13 @@ class Service:
         kinds = {"int64": pa.int64(), "uint64": pa.uint64(), "string": pa.string(), "binary": pa.binary()}
         wanted = kinds.get(self.kind() or "", table.schema.field("user_id").type)
         return table if len(table) else table.set_column(0, "user_id", pa.chunked_array([], wanted))
+
+    def _engine_of(self, user_id: Any) -> RiskEngine:
+        engines = self._engines()
+        if self._partitions == 1 and 0 in engines:
+            return engines[0]
+        ((engine, _),) = self._spread(self.users_of([user_id]))
+        return engine
 
     def _spread(self, array: Any) -> list[tuple[RiskEngine, Any]]:
         """Engines, and the places of the users that each has, (m,) int64; None: all."""

@@ -64,14 +64,8 @@ class Features:
     @classmethod
     def empty(cls, count: int) -> Features:
         """Room for `count` users, filled as for users that are unknown."""
-        return cls(
-            counts=np.zeros(count, np.int64),
-            sums=np.zeros(2 * count, np.int64),
-            scores=np.zeros(count, np.float64),
-            newest=np.full(count, NO_TIME),
-            valid_until=np.full(count, NO_TIME),
-            zero_at=np.full(count, NO_TIME),
-        )
+        numbers, times = np.zeros((4, count), np.int64), np.full((3, count), NO_TIME)
+        return cls(numbers[0], numbers[1:3].reshape(-1), numbers[3].view(np.float64), times[0], times[1], times[2])
 
     def take(self, rows: NDArray[np.int64]) -> Features:
         """Some of the rows."""

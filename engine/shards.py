@@ -53,6 +53,9 @@ _ROW_BYTES: Final = _ROW_SLOT_BYTES + _ROW_RING_BYTES
 #: Memory is counted anew before so much more of it may be taken: some thousand rows, so that it costs nothing where rows come one by one.
 _UNCOUNTED_BYTES: Final = 1 << 20
 
+#: The rows of a batch that has one.
+_FIRST: Final = np.zeros(1, np.int32)
+
 Answer = TypeVar("Answer")
 Rows = NDArray[np.int32]
 Sweep = tuple[int, int, int]  # the arguments of `Shard.sweep`
@@ -359,6 +362,15 @@ class Shards:
         floor_ns = self._floor_ns(clock_ns)
         hashes, rows = self._split(ids, unknown)
         self._each(rows, lambda shard, mine: shard.features(mine, shard.find(ids, hashes, mine), at_ns, floor_ns, features), len(ids))
+        return features
+
+    def features_of_one(self, ids: Ids, at_ns: int, clock_ns: int | None) -> Features:
+        """Features of the one user of `ids`, who is of the kind of the users here."""
+        by_bytes = is_bytes(ids.kind)
+        found, number = hash_of(0 if by_bytes else int(ids.values[0]), ids.data, by_bytes, self._keys, len(self._shards))
+        features, shard = Features.empty(1), self._shards[number]
+        slots = shard.find(ids, np.array([found], np.uint64), _FIRST)
+        shard.features(_FIRST, slots, at_ns, self._floor_ns(clock_ns), features)
         return features
 
     def features_of_all(self, kind: str, at_ns: int, clock_ns: int | None) -> tuple[Any, Features]:

@@ -8,14 +8,11 @@ import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from engine.errors import ConfigError, EngineError
-from engine.flags import Parser, add_engine_flags, command, engine_options, size
+from engine.errors import ConfigError
+from engine.flags import Parser, add_engine_flags, command, engine_options, extra, seconds, size
 from engine.terminal import progress, show_aligned, show_json
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 #: Rows of an Arrow message: a few hundred kilobytes, below the megabyte that brokers take by default.
 _ROWS_PER_MESSAGE: Final = 8192
@@ -99,7 +96,6 @@ def _node(args: argparse.Namespace) -> int:
     if args.what == "status":
         return _status(args)
     _wanted(args, "brokers", "topic", "group")
-    from engine.config import duration_ns  # noqa: PLC0415 - see `_imported`
     from engine.node import Node, Plan  # noqa: PLC0415 - compiles kernels
 
     options: dict[str, Any] = {"clock": "wall", "time_unit": "ms", "shards": 1} | engine_options(args)
@@ -113,16 +109,16 @@ def _node(args: argparse.Namespace) -> int:
         state=args.state,
         from_start=args.from_start,
         check_partition=not args.no_check_partition,
-        tick_seconds=_seconds(args.tick, "tick", duration_ns),
-        snapshot_seconds=_seconds(args.snapshot_every, "snapshot-every", duration_ns),
+        tick_seconds=seconds(args.tick, "tick"),
+        snapshot_seconds=seconds(args.snapshot_every, "snapshot-every"),
     )
-    with _imported("kafka"):
+    with extra("kafka"):
         from engine.adapters.kafka_producer import KafkaOutput, KafkaProducer  # noqa: PLC0415 - an extra
         from engine.adapters.kafka_source import KafkaSource  # noqa: PLC0415 - an extra
         from engine.adapters.logs import logger  # noqa: PLC0415 - an extra
-        from engine.adapters.metrics import NodeMeters  # noqa: PLC0415 - an extra
+        from engine.adapters.metrics import Meters  # noqa: PLC0415 - an extra
     log = logger(args.log == "json")
-    meters, sinks = NodeMeters(), _sinks(args)
+    meters, sinks = Meters(), _sinks(args)
     kafka = client_options(args)
     source = KafkaSource(
         args.brokers, args.topic, args.group, args.group_protocol, kafka, lambda event, **told: log("warning", event, **told)
@@ -143,38 +139,17 @@ def _node(args: argparse.Namespace) -> int:
     return 0
 
 
-def _seconds(text: str, name: str, duration_ns: Callable[..., int]) -> float:
-    found = duration_ns(text, name) / 1e9
-    if found <= 0:
-        raise ConfigError(f"--{name} {text} must be more than 0")
-    return found
-
-
 def _sinks(args: argparse.Namespace) -> list[Any]:
     if not args.redis:
         return []
-    with _imported("redis"):
+    with extra("redis"):
         from engine.adapters.redis_sink import RedisSink  # noqa: PLC0415 - an extra
     return [RedisSink(url.strip(), args.prefix) for url in args.redis.split(",")]
 
 
-class _imported:  # noqa: N801 - reads as a word of the statement
-    """An extra that is not there is told as what to install."""
-
-    def __init__(self, extra: str) -> None:
-        self._extra = extra
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("engine"):
-            raise EngineError(f"{error.name} is not installed; pip install 'riskring[{self._extra}]'") from None
-
-
 def _status(args: argparse.Namespace) -> int:
     _wanted(args, "redis")
-    with _imported("redis"):
+    with extra("redis"):
         from engine.adapters.redis_cache import heartbeats  # noqa: PLC0415 - an extra
 
     rows = heartbeats([url.strip() for url in args.redis.split(",")], args.prefix, time.time_ns())
@@ -217,7 +192,7 @@ def _produce(args: argparse.Namespace) -> int:
     _wanted(args, "brokers", "topic")
     if args.rows_per_message < 1 or (args.rate is not None and args.rate < 1):
         raise ConfigError("--rows-per-message and --rate must be at least 1")
-    with _imported("kafka"):
+    with extra("kafka"):
         from engine.adapters.kafka_producer import KafkaProducer  # noqa: PLC0415 - an extra
     from engine.config import Config  # noqa: PLC0415 - start-up
     from engine.produce import messages_of  # noqa: PLC0415 - imports pyarrow

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from engine.arrays import check_whole
+from engine.arrays import NO_BYTES, check_whole
 from engine.columns import Ids, ids_of
 from engine.errors import SchemaError
+
+_NO_NUMBERS: Final = np.empty(0, np.int64)
 
 
 def ids_of_one(user_id: Any, column: str) -> Ids:
@@ -26,9 +28,9 @@ def ids_of_one(user_id: Any, column: str) -> Ids:
     if isinstance(user_id, str | bytes):
         data = bytes_of_one(user_id, column)
         kind = "string" if isinstance(user_id, str) else "binary"
-        return Ids(kind, np.empty(0, np.int64), np.array([0, len(data)]), data, None)
+        return Ids(kind, _NO_NUMBERS, np.array([0, len(data)]), data, None)
     if isinstance(user_id, int | np.integer) and not isinstance(user_id, bool) and -(2**63) <= user_id < 2**63:
-        return Ids("int64", np.array([int(user_id)]), np.empty(0, np.int64), np.empty(0, np.uint8), None)
+        return Ids("int64", np.array([int(user_id)]), _NO_NUMBERS, NO_BYTES, None)
     try:
         return ids_of(_plain_array([user_id]), column)
     except (pa.ArrowException, OverflowError) as error:
