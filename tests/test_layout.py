@@ -31,7 +31,7 @@ CLIENTS |= {"orjson", "starlette", "uvicorn"}
 ORDER = [
     *["errors", "access", "config", "memory", "arrays", "kernels"],
     *["rounding", "texts", "instants", "capacity", "results", "columns", "userids", "ndjson", "sources", "outputs"],
-    *["entries", "copies", "index", "watch", "shard", "shards", "core", "storage", "snapshot", "saving", "engine", "replay"],
+    *["entries", "copies", "index", "watch", "shard", "shards", "ranking", "core", "storage", "snapshot", "saving", "engine", "replay"],
     *["partitions", "service", "messages", "ticks", "partition", "publisher", "node", "produce"],
     *[
         "reference",
