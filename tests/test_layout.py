@@ -32,10 +32,11 @@ ORDER = [
     *["errors", "access", "config", "memory", "arrays", "kernels"],
     *["rounding", "texts", "instants", "capacity", "results", "columns", "userids", "ndjson", "sources", "outputs"],
     *["entries", "copies", "index", "watch", "shard", "shards", "ranking", "core", "storage", "snapshot", "saving", "engine", "replay"],
-    *["partitions", "service", "messages", "ticks", "partition", "publisher", "node", "produce"],
+    *["partitions", "service", "pulse", "messages", "ticks", "partition", "publisher", "node", "produce"],
     *[
         "reference",
         "generate",
+        "demo",
         "flags",
         "terminal",
         "forecast",
