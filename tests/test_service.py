@@ -167,3 +167,19 @@ def test_a_clock_that_runs_away_between_taking_the_instant_and_asking(monkeypatc
 def test_a_node_takes_no_transactions() -> None:
     with pytest.raises(ConfigError, match="send them to the topic"):
         spread(rows("string")).ingest(rows("string"))
+
+
+def test_the_first_row_comes_while_ids_are_read() -> None:
+    """Until then it is not known what a text stands for."""
+    engine = RiskEngine(users=10, time_unit="s", max_ahead=None)
+    service = Service.of(engine)
+    came = iter([lambda: engine.add(17, 2.5, 0), lambda: None])
+
+    def work() -> float:
+        users = service.users_of(["17"])
+        next(came)()
+        return float(service.scores(users)[0][0].as_py())
+
+    assert service.settled(work) == 2.5
+    with pytest.raises(SchemaError, match="integer in decimal"):
+        service.settled(lambda: service.users_of(["x"]))
