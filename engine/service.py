@@ -29,6 +29,9 @@ from engine.userids import id_array
 
 T = TypeVar("T")
 
+#: Up to here floats have each integer.
+_FLOATS_EXACT: Final = 2.0**53
+
 _SMALL: Final = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 
@@ -133,9 +136,10 @@ class Service:
         made = []
         for place, value in enumerate(values):
             try:
-                if isinstance(value, bool) or not isinstance(value, plain | str | None):
+                is_whole = plain is int and isinstance(value, float) and value.is_integer() and abs(value) <= _FLOATS_EXACT
+                if not is_whole and (isinstance(value, bool) or not isinstance(value, plain | str | None)):
                     raise ValueError(f"it is a {type(value).__name__}")
-                found = read(value) if isinstance(value, str) else value
+                found = read(value) if isinstance(value, str) else int(value) if is_whole else value  # to JSON 7.0 is 7
                 pa.scalar(found, kind)
                 made.append(found)
             except (ValueError, OverflowError, pa.ArrowException) as error:
