@@ -35,17 +35,12 @@ from engine.adapters.http_bodies import (
     BodyError,
     TooLargeError,
     dumped,
-    explanation_json,
-    features_json,
-    ingested_json,
     lookup,
     scores_arrow,
-    stats_json,
-    table_json,
-    time_json,
     transactions,
 )
 from engine.adapters.openapi import description
+from engine.answers import explanation_json, features_json, ingested_json, stats_json, table_json, time_json
 from engine.errors import (
     CapacityError,
     ConfigError,
