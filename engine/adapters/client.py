@@ -109,9 +109,7 @@ class RiskClient:
             ConnectorError: It is not known how much of it was applied. Over HTTP all of it or nothing; by Flight batch by batch.
         """
         table = pa.table(data) if not isinstance(data, pa.RecordBatch) else pa.Table.from_batches([data])
-        columns = [
-            pa.chunked_array([_plain(chunk) for chunk in column.chunks], _plain(pa.array([], column.type)).type) for column in table.columns
-        ]
+        columns = [pa.chunked_array([_plain(chunk) for chunk in column.chunks or [pa.nulls(0, column.type)]]) for column in table.columns]
         table = pa.table(columns, names=table.column_names)
         return self._by.ingest(table, scores)
 
