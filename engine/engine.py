@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from engine.arrays import NO_BYTES, array_of
@@ -25,14 +24,13 @@ from engine.config import REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.core import KINDS, Core
 from engine.errors import ConfigError, EngineError, SchemaError, TimeTooOldError
 from engine.instants import amount_units, arrival_times, instant_ns, instant_text
+from engine.ranking import Ranking
 from engine.results import Explanation, IngestResult, Stats, reason_counts
 from engine.saving import Saver, loaded
 from engine.shard import Features, features_table
 from engine.snapshot import SnapshotInfo, state_digest
 from engine.sources import read
 from engine.userids import bytes_of_one, id_array, ids_of_one, unknown_ids
-
-_TOP_BY: Final = ("score", "sum", "count", "newest")
 
 
 class RiskEngine:
@@ -350,23 +348,29 @@ class RiskEngine:
             >>> engine.top(1)["user_id"].to_pylist()
             ['bob']
         """
-        if by not in _TOP_BY:
-            raise ConfigError(f"by={by!r} must be one of {', '.join(map(repr, _TOP_BY))}")
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 0:
-            raise ConfigError(f"k={k!r} must be a whole number, 0 or more")
+        ranking = Ranking(self._core.shards, k, by, self.config.decimals)
         with self._lock:
             self._check_open()
             at_ns = self._at_ns(at)
-            table = features_table(pa.array([], pa.string()), Features.empty(0), self.config.decimals)
-            if at_ns is None or self._core.kind is None:
-                return table
-            order = [(by, "descending"), ("user_id", "ascending")]
-            for ids, features in self._core.shards.greatest(max(int(k), 1), by, self._core.kind, at_ns, self._core.clock_ns):
-                part = features_table(ids, features, self.config.decimals)
-                table = pa.concat_tables([table, part]) if len(table) else part
-                if len(table) > k > 0:
-                    table = table.take(pc.select_k_unstable(table, int(k), sort_keys=order))
-            return table.sort_by(order).slice(0, k)
+            while self._look_on(ranking, at_ns):
+                pass
+            return ranking.table
+
+    def top_in_parts(self, k: int = 10, *, by: str = "score") -> Iterator[Any]:
+        """As `top` without `at`, but rows and lookups of other threads go on meanwhile: gives the greatest of the users looked at so far.
+
+        Users are looked at some 32,768 at a time, each at the instant that is then now. `features` tells how those found stand together.
+        """
+        ranking, more = Ranking(self._core.shards, k, by, self.config.decimals), True
+        while more:
+            with self._lock:
+                self._check_open()
+                more = self._look_on(ranking, self._at_ns(None))
+            yield ranking.table
+
+    def _look_on(self, ranking: Ranking, at_ns: int | None) -> bool:
+        kind = self._core.kind
+        return at_ns is not None and kind is not None and ranking.look_on(kind, at_ns, self._core.clock_ns)
 
     def changes(self, *, at: Any = None) -> Any:
         """Users whose score at `at` is another than what the previous call reported, or than 0.0 if none has.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -199,8 +199,8 @@ class Service:
             return np.array(scores), at_ns
         return array_of(np.array(scores), pa.float64(), np.asarray(array.is_null()) if array.null_count else None), at_ns
 
-    def features(self, user_ids: Any = None, at: Any = None) -> tuple[Any, int | None]:
-        """As `RiskEngine.features`, and the instant, ns. Raises as `scores`."""
+    def features(self, user_ids: Any = None, at: Any = None, counted: bool = True) -> tuple[Any, int | None]:
+        """As `RiskEngine.features`, and the instant, ns. Raises as `scores`. What is not `counted` is not among `lookups`."""
         array = None if user_ids is None else id_array(user_ids)[0]
 
         def ask(when: np.datetime64 | None) -> Any:
@@ -216,7 +216,7 @@ class Service:
 
         table, at_ns = self._asked(at, ask)
         with self._lock:
-            self.lookups += len(table)
+            self.lookups += len(table) if counted else 0
         return table, at_ns
 
     def features_of_one(self, user_id: Any, at: Any = None) -> tuple[Features, int | None]:
@@ -241,6 +241,11 @@ class Service:
             return table.take(pc.sort_indices(table, [(by, "descending"), ("user_id", "ascending")])).slice(0, k)
 
         return self._asked(at, ask)
+
+    def top_in_parts(self, k: int, by: str = "score") -> Iterator[Any]:
+        """As `RiskEngine.top_in_parts`, of one engine after the other: the last table of each has the greatest of its users."""
+        for engine in self._engines().values():
+            yield from engine.top_in_parts(k, by=by)
 
     def explain(self, user_id: Any, at: Any = None) -> tuple[Explanation, int | None]:
         """As `RiskEngine.explain`, and the instant, ns. `user_id` as in `users_of`."""

@@ -173,6 +173,8 @@ def _serve(args: argparse.Namespace) -> int:
     servers = Servers(args, os.environ, log)
     if not servers.wanted:
         raise ConfigError("--http none and --flight none leave nothing to serve; give one an address")
+    from engine.measurements import resident_bytes  # noqa: PLC0415 - start-up
+    from engine.pulse import Pulse  # noqa: PLC0415 - compiles kernels
     from engine.service import Service  # noqa: PLC0415 - compiles kernels
 
     with contextlib.ExitStack() as stack:
@@ -186,9 +188,12 @@ def _serve(args: argparse.Namespace) -> int:
         service = Service(kept.config, kept.engines, time.time_ns, why_not=kept.why_not, writable=True)
         meters.show_lookups(service)
         meters.show_engine(service, lambda: kept.saved_at)
-        servers.start(service, meters, None, kept.save if args.state else None)
+        pulse = Pulse(service, time.time_ns, time.monotonic, resident_bytes, lambda: kept.saved_at)
+        servers.start(service, meters, pulse.text, kept.save if args.state else None)
         stack.callback(servers.stop)
         failed = kept.start(service, ending, every, meters.saved)
+        if args.demo:
+            threading.Thread(target=_demonstrate, args=(service, ending, log), name="riskring-demo", daemon=True).start()
         ending.wait()
         log("info", "ending")
         servers.stop()
@@ -198,6 +203,20 @@ def _serve(args: argparse.Namespace) -> int:
         kept.stop()
     log("info", "ended")
     return 0
+
+
+def _demonstrate(service: Service, ending: threading.Event, log: Log) -> None:
+    """Feed a made-up stream, once the engine is there."""
+    from engine.demo import feed  # noqa: PLC0415 - start-up
+
+    while service.ready() is not None:
+        if ending.wait(0.1):
+            return
+    try:
+        feed(service.ingest, service.config, service.kind(), time.time_ns, ending.wait)
+    except EngineError as error:
+        if not ending.is_set():
+            log("error", "the demonstration ends", error=str(error))
 
 
 class Kept:

@@ -435,6 +435,11 @@ class Shard:
         slots = np.empty(self.slots_used, np.int32)
         return slots[: list_retained(floor_ns, self.memory, self.control, slots)]
 
+    def slots_among(self, first: int, last: int) -> NDArray[np.int32]:
+        """Slots in use, from `first` to before `last`; what their users had may be retained no more."""
+        marks = self.marks[first : min(last, self.slots_used)]
+        return (np.flatnonzero(marks) + first).astype(np.int32)
+
     def newest(self, slots: NDArray[np.int32]) -> NDArray[np.int64]:
         """Time of the newest entry of each slot."""
         times: NDArray[np.int64] = self._lines()[slots, at.NEWEST]

@@ -379,17 +379,18 @@ class Shards:
         features = self._features_of_slots(slots_of, at_ns, clock_ns)
         return self._ids_of_slots(slots_of, kind), features
 
-    def greatest(self, count: int, by: str, kind: str, at_ns: int, clock_ns: int | None) -> Iterator[tuple[Any, Features]]:
-        """Arrow ids and features of the users that may be the greatest by a column, a part of all users after the other."""
-        slots_of = self._all(lambda shard: shard.slots_retained(self._floor_ns(clock_ns)))
-        for first in range(0, max(map(len, slots_of)), _RANKED_SLOTS):
-            part = [slots[first : first + _RANKED_SLOTS] for slots in slots_of]
-            features = self._features_of_slots(part, at_ns, clock_ns)
-            rows = features.greatest(by, count)
-            bounds = np.cumsum([0] + [len(slots) for slots in part])
-            ends = np.searchsorted(rows, bounds)
-            chosen = [slots[rows[low:high] - start] for slots, start, low, high in zip(part, bounds[:-1], ends[:-1], ends[1:], strict=True)]
-            yield self._ids_of_slots(chosen, kind), features.take(rows)
+    def greatest(self, part: int, count: int, by: str, kind: str, at_ns: int, clock_ns: int | None) -> tuple[Any, Features] | None:
+        """Arrow ids and features of the users of a part that may be the greatest by a column; None behind the last part."""
+        first = part * _RANKED_SLOTS
+        if first >= max(shard.slots_used for shard in self._shards):
+            return None
+        slots_of = [shard.slots_among(first, first + _RANKED_SLOTS) for shard in self._shards]
+        features = self._features_of_slots(slots_of, at_ns, clock_ns)
+        rows = features.greatest(by, count)
+        bounds = np.cumsum([0] + [len(slots) for slots in slots_of])
+        ends = np.searchsorted(rows, bounds)
+        chosen = [slots[rows[low:high] - start] for slots, start, low, high in zip(slots_of, bounds[:-1], ends[:-1], ends[1:], strict=True)]
+        return self._ids_of_slots(chosen, kind), features.take(rows)
 
     def forget_reports(self) -> None:
         """Take it that nothing was ever reported of any user."""

@@ -437,6 +437,40 @@ class TestScoresOut:
         with pytest.raises(ConfigError, match="k=-1"):
             engine.top(-1)
 
+    def test_top_in_parts_lets_others_in_and_finds_what_top_does(self) -> None:
+        engine = make(users=200_000, shards=1)
+        users = 100_000  # more than three parts
+        ids = np.arange(users)
+        amounts = ids * 7919 % users
+        engine.ingest({"user_id": ids, "amount": amounts, "timestamp": np.full(users, second(0))})
+        found = engine.top_in_parts(5, by="sum")
+        greatest = np.argsort(-amounts).tolist()
+        assert next(found)["user_id"].to_pylist() == np.argsort(-amounts[:16384])[:5].tolist()
+        engine.add(99_999, 10**9, second(1))  # of a part that was not looked at yet
+        engine.add(0, 10**9, second(1))  # was looked at
+        *_, last = found
+        assert last["user_id"].to_pylist() == [99_999, *greatest[:4]]
+        assert engine.top(5, by="sum")["user_id"].to_pylist() == [99_999, 0, *greatest[:3]]
+        *_, last = engine.top_in_parts(5, by="sum")
+        assert last.equals(engine.top(5, by="sum"))
+
+    def test_top_in_parts_passes_over_users_who_are_gone(self) -> None:
+        engine = make(users=200_000, shards=1)
+        engine.ingest(
+            {"user_id": [f"{user:06}" for user in range(50_000)], "amount": np.ones(50_000), "timestamp": np.full(50_000, second(0))}
+        )
+        found = engine.top_in_parts(2)
+        next(found)
+        engine.add("000001", 5, second(1_000))
+        engine.expire()
+        *_, last = found
+        assert last["user_id"].to_pylist() == ["000000", "000001"]  # as they stood when they were looked at
+        *_, last = engine.top_in_parts(2)
+        assert last["user_id"].to_pylist() == ["000001"]
+        assert [len(table) for table in make().top_in_parts()] == [0]
+        with pytest.raises(ConfigError, match="by='risk'"):
+            next(engine.top_in_parts(by="risk"))
+
     def test_equals_in_top_are_ordered_by_user(self) -> None:
         engine = make()
         engine.ingest(rows(*[(f"{user:02}", 1, 0) for user in reversed(range(30))]))

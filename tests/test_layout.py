@@ -31,11 +31,12 @@ CLIENTS |= {"orjson", "starlette", "urllib3", "uvicorn"}
 ORDER = [
     *["errors", "access", "config", "memory", "arrays", "kernels"],
     *["rounding", "texts", "instants", "capacity", "results", "columns", "userids", "ndjson", "sources", "outputs"],
-    *["entries", "copies", "index", "watch", "shard", "shards", "core", "storage", "snapshot", "saving", "engine", "replay"],
-    *["partitions", "service", "answers", "messages", "ticks", "partition", "publisher", "node", "produce"],
+    *["entries", "copies", "index", "watch", "shard", "shards", "ranking", "core", "storage", "snapshot", "saving", "engine", "replay"],
+    *["partitions", "service", "answers", "pulse", "messages", "ticks", "partition", "publisher", "node", "produce"],
     *[
         "reference",
         "generate",
+        "demo",
         "flags",
         "terminal",
         "forecast",
