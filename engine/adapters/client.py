@@ -96,7 +96,7 @@ class RiskClient:
         """
         array, is_arrow = id_array(user_ids)
         array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-        found = self._by.scores(array, _instant(at))
+        found = self._by.scores(_plain(array), _instant(at))
         return found if is_arrow else found.to_numpy(zero_copy_only=False)
 
     def ingest(self, data: Any, *, scores: bool = False) -> dict[str, Any]:
