@@ -337,9 +337,7 @@ def decode_ids(value: bytes, column: str) -> Any:
     """
 
     def chosen(found: Any) -> tuple[Sequence[int], Any]:
-        wanted = found.get_all_field_indices(column)
-        if len(wanted) != 1:
-            raise SchemaError(f"column {column!r} is there {len(wanted)} times, wanted once; found columns {found.names[:20]}")
+        wanted = _one_column(found, column)
         return wanted, _plain_schema(found, wanted)
 
     if value[:1] != b"\xff":
@@ -349,6 +347,45 @@ def decode_ids(value: bytes, column: str) -> Any:
     except _MessageError as error:
         raise SchemaError(str(error)) from None
     return pa.chunked_array([batch.column(0) for batch in batches], batches[0].schema.field(0).type if batches else pa.string())
+
+
+def checked_batch(batch: Any, config: Config) -> Any:
+    """The user id, amount and timestamp of a record batch from anywhere, looked through.
+
+    Raises:
+        SchemaError: They are not there, or not of plain types; or what the batch says of its memory is not so.
+
+    Example:
+        >>> batch = pa.record_batch({"user_id": [7], "amount": [1.5], "timestamp": [0], "more": ["x"]})
+        >>> checked_batch(batch, Config.of(time_unit="s")).num_columns
+        3
+    """
+    wanted = check_schema(batch.schema, config, "")
+    try:
+        return _plain(batch, marked(_plain_schema(batch.schema, wanted), config))
+    except (_MessageError, pa.ArrowException, MemoryError, UnicodeError) as error:
+        raise SchemaError(str(error)) from None
+
+
+def checked_ids(batch: Any, column: str) -> Any:
+    """The user ids of a record batch from anywhere, looked through. Raises as `checked_batch`."""
+    try:
+        return _plain(batch, _plain_schema(batch.schema, _one_column(batch.schema, column))).column(0)
+    except (_MessageError, pa.ArrowException, MemoryError, UnicodeError) as error:
+        raise SchemaError(str(error)) from None
+
+
+def _one_column(found: Any, column: str) -> Sequence[int]:
+    wanted: Sequence[int] = found.get_all_field_indices(column)
+    if len(wanted) != 1:
+        raise SchemaError(f"column {column!r} is there {len(wanted)} times, wanted once; found columns {found.names[:20]}")
+    return wanted
+
+
+def _plain(batch: Any, schema: Any) -> Any:
+    plain = pa.RecordBatch.from_arrays([batch.column(field.name).view(field.type) for field in schema], schema=schema)
+    plain.validate(full=True)
+    return plain
 
 
 def _plain_schema(found: Any, wanted: Sequence[int]) -> Any:
@@ -375,9 +412,7 @@ def _read_arrow(value: bytes, chosen: Callable[[Any], tuple[Sequence[int], Any]]
             rows += batch.num_rows
             if rows > _ROWS_MAX:
                 raise _MessageError(TOO_LARGE, f"more than {_ROWS_MAX:,} rows")
-            plain = pa.RecordBatch.from_arrays([batch.column(field.name).view(field.type) for field in schema], schema=schema)
-            plain.validate(full=True)
-            batches.append(plain)
+            batches.append(_plain(batch, schema))
     except SchemaError:
         raise
     except (pa.ArrowException, OSError, MemoryError, UnicodeError, struct.error, IndexError) as error:

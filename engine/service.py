@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,11 @@ from engine.results import Explanation, IngestResult, Stats
 from engine.shard import Features
 from engine.snapshot import SnapshotInfo
 from engine.userids import id_array
+
+T = TypeVar("T")
+
+#: Up to here floats have each integer.
+_FLOATS_EXACT: Final = 2.0**53
 
 _SMALL: Final = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
@@ -83,6 +88,16 @@ class Service:
         """Kind of the user ids; None as long as there was no row."""
         return next((engine.id_kind for engine in self._engines().values() if engine.id_kind is not None), None)
 
+    def settled(self, work: Callable[[], T]) -> T:
+        """What `work` gives, which reads ids and asks for them; once more if the first row came meanwhile and made them another kind."""
+        known = self.kind() is not None
+        try:
+            return work()
+        except SchemaError:
+            if known or self.kind() is None:
+                raise
+            return work()
+
     def users_of(self, values: Sequence[Any]) -> Any:
         """User ids as texts and JSON have them, as an Arrow array of the kind that the engines have.
 
@@ -121,9 +136,10 @@ class Service:
         made = []
         for place, value in enumerate(values):
             try:
-                if isinstance(value, bool) or not isinstance(value, plain | str | None):
+                is_whole = plain is int and isinstance(value, float) and value.is_integer() and abs(value) <= _FLOATS_EXACT
+                if not is_whole and (isinstance(value, bool) or not isinstance(value, plain | str | None)):
                     raise ValueError(f"it is a {type(value).__name__}")
-                found = read(value) if isinstance(value, str) else value
+                found = read(value) if isinstance(value, str) else int(value) if is_whole else value  # to JSON 7.0 is 7
                 pa.scalar(found, kind)
                 made.append(found)
             except (ValueError, OverflowError, pa.ArrowException) as error:
@@ -205,12 +221,16 @@ class Service:
 
     def features_of_one(self, user_id: Any, at: Any = None) -> tuple[Features, int | None]:
         """As `RiskEngine.features_of_one`, and the instant, ns. `user_id` as in `users_of`. Raises as `scores`."""
-        user_id = self.user_of(user_id)
+        known = self.user_of(user_id)
         self.lookups += 1  # one may be lost to another thread, which is no harm
-        engine = self._engine_of(user_id)
-        if at is None and self._partitions == 1:
-            return engine.features_of_one(user_id)
-        found, at_ns = self._asked(at, lambda when: engine.features_of_one(user_id, at=when)[0])
+        engine = self._engine_of(known)
+        if at is None and self._partitions == 1 and engine.id_kind is not None:
+            return engine.features_of_one(known)
+
+        def ask(when: np.datetime64 | None) -> Features:
+            return engine.features_of_one(self.user_of(user_id), at=when)[0]
+
+        found, at_ns = self.settled(lambda: self._asked(at, ask))
         return found, at_ns
 
     def top(self, k: int, by: str = "score", at: Any = None) -> tuple[Any, int | None]:
@@ -229,9 +249,10 @@ class Service:
 
     def explain(self, user_id: Any, at: Any = None) -> tuple[Explanation, int | None]:
         """As `RiskEngine.explain`, and the instant, ns. `user_id` as in `users_of`."""
-        user_id = self.user_of(user_id)
-        engine = self._engine_of(user_id)
-        found: tuple[Explanation, int | None] = self._asked(at, lambda when: engine.explain(user_id, at=when))
+        engine = self._engine_of(self.user_of(user_id))
+        found: tuple[Explanation, int | None] = self.settled(
+            lambda: self._asked(at, lambda when: engine.explain(self.user_of(user_id), at=when))
+        )
         return found
 
     def ingest(self, data: Any, scores: bool = False) -> IngestResult:

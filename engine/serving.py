@@ -75,8 +75,14 @@ class Servers:
         """Whether there is one."""
         return self._http is not None or self._flight is not None
 
-    def start(self, service: Service, meters: Any, events: Callable[[], bytes] | None) -> None:
+    def start(self, service: Service, meters: Any, events: Callable[[], bytes] | None, save: Callable[[], str] | None = None) -> None:
         """Answer from now on.
+
+        Args:
+            service: Who answers.
+            meters: Who counts.
+            events: What watchers are told each second.
+            save: What a client's wish for a snapshot does.
 
         Raises:
             ConnectorError: An address is taken.
@@ -99,6 +105,20 @@ class Servers:
             server = HttpServer(served, self._http, self.certificates)
             self._open.append(server)
             self._log("info", "listening", http=f"http{'s' if self.certificates else ''}://{server.address}")
+        if self._flight is not None:
+            from engine.adapters.flight_server import FlightServer  # noqa: PLC0415 - start-up
+
+            flight = FlightServer(
+                service,
+                self._flight,
+                self.token,
+                self.certificates,
+                save,
+                meters,
+                failed=lambda text: self._log("error", "flight", error=text),
+            )
+            self._open.append(flight)
+            self._log("info", "listening", flight=f"grpc{'+tls' if self.certificates else ''}://{flight.address}")
 
     def read_token_again(self) -> None:
         """Take the file's token from now on."""
@@ -169,7 +189,7 @@ def _serve(args: argparse.Namespace) -> int:
         meters.show_lookups(service)
         meters.show_engine(service, lambda: kept.saved_at)
         pulse = Pulse(service, time.time_ns, time.monotonic, resident_bytes, lambda: kept.saved_at)
-        servers.start(service, meters, pulse.text)
+        servers.start(service, meters, pulse.text, kept.save if args.state else None)
         stack.callback(servers.stop)
         failed = kept.start(service, ending, every, meters.saved)
         if args.demo:
@@ -292,6 +312,10 @@ class Kept:
             return
         self._saved_rows, self.saved_at = rows, time.monotonic()
         saved(time.monotonic() - began)
+
+    def save(self) -> str:
+        """Save now, and say under which name."""
+        return self.engines()[0].save(self._state, position=_POSITION).name
 
     def stop(self) -> None:
         """Save for the last time, when nobody asks any more."""

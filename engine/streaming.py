@@ -8,11 +8,17 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from engine.errors import ConfigError
-from engine.flags import Parser, add_engine_flags, command, engine_options, extra, seconds, size
+from engine.flags import Parser, add_engine_flags, command, engine_options, extra, optional, seconds, size
+from engine.serving import Servers, add_server_flags
 from engine.terminal import progress, show_aligned, show_json
+
+if TYPE_CHECKING:
+    from engine.adapters.metrics import Meters
+    from engine.engine import RiskEngine
+    from engine.node import Node
 
 #: Rows of an Arrow message: a few hundred kilobytes, below the megabyte that brokers take by default.
 _ROWS_PER_MESSAGE: Final = 8192
@@ -89,6 +95,7 @@ def add_node(commands: Any) -> None:
     parser.flag("--owner", group=group, shown="host:process", metavar="NAME", help="what this node calls itself")
     parser.flag("--metrics", group=group, metavar="HOST:PORT", help="answer Prometheus there")
     parser.flag("--log", group=group, choices=("logfmt", "json"), default="logfmt", help="form of the log, on standard error")
+    add_server_flags(parser, None, None)
     add_engine_flags(parser, shards=1, clock="wall", time_unit="ms")
 
 
@@ -101,6 +108,10 @@ def _node(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {"clock": "wall", "time_unit": "ms", "shards": 1} | engine_options(args)
     if args.redis and options["clock"] != "wall":
         raise ConfigError("--clock event: scores in Redis expire by the clock on the wall; leave --redis or --clock out")
+    if args.no_check_partition and (optional(args.http or "none") or optional(args.flight or "none")):
+        raise ConfigError(
+            "--no-check-partition: whose users are in which partition is not known, so that --http and --flight cannot answer"
+        )
     plan = Plan(
         topic=args.topic,
         group=args.group,
@@ -118,6 +129,7 @@ def _node(args: argparse.Namespace) -> int:
         from engine.adapters.logs import logger  # noqa: PLC0415 - an extra
         from engine.adapters.metrics import Meters  # noqa: PLC0415 - an extra
     log = logger(args.log == "json")
+    servers = Servers(args, os.environ, log)
     meters, sinks = Meters(), _sinks(args)
     kafka = client_options(args)
     source = KafkaSource(
@@ -130,13 +142,42 @@ def _node(args: argparse.Namespace) -> int:
     meters.show(node)
     if args.metrics:
         meters.serve(args.metrics)
+    if servers.wanted:
+        _answer(servers, node, source.partitions, options, meters)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: node.stop())
     told = {"topic": args.topic, "topic_id": source.topic_id, "partitions": source.partitions, "group": args.group, "state": args.state}
     log("info", "node", owner=plan.owner, redis=[sink.where for sink in sinks], **told)
-    node.run()
+    try:
+        node.run()
+    finally:
+        servers.stop()
     log("info", "ended", owner=plan.owner)
     return 0
+
+
+def _answer(servers: Servers, node: Node, partitions: int, options: dict[str, Any], meters: Meters) -> None:
+    """Let others ask the partitions that are here and have caught up."""
+    from engine.config import Config  # noqa: PLC0415 - start-up
+    from engine.measurements import resident_bytes  # noqa: PLC0415 - start-up
+    from engine.partition import READY  # noqa: PLC0415 - compiles kernels
+    from engine.pulse import Pulse  # noqa: PLC0415 - compiles kernels
+    from engine.service import Service  # noqa: PLC0415 - compiles kernels
+
+    def engines() -> dict[int, RiskEngine]:
+        return {number: partition.engine for number, partition in list(node.partitions.items()) if partition.state == READY}
+
+    def why_not() -> str | None:
+        for number, partition in sorted(node.partitions.items()):
+            if partition.state != READY:
+                behind = "" if partition.lag is None else f", {partition.lag:,} messages behind"
+                return f"partition {number} is {partition.state.replace('_', ' ')}{behind}"
+        return None if node.partitions else "this node has no partition"
+
+    service = Service(Config.of(**options), engines, time.time_ns, partitions, why_not)
+    meters.show_lookups(service)
+    servers.start(service, meters, Pulse(service, time.time_ns, time.monotonic, resident_bytes).text)
+    signal.signal(signal.SIGHUP, lambda *_: servers.read_token_again())
 
 
 def _sinks(args: argparse.Namespace) -> list[Any]:

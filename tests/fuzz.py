@@ -1,4 +1,4 @@
-"""Hostile bytes at the doors of the engine: Arrow data, snapshots, text files, messages of a topic.
+"""Hostile bytes at the doors of the engine: Arrow data, snapshots, text files, messages of a topic, requests.
 
     python tests/fuzz.py columns --seconds 600
     python tests/fuzz.py snapshot --replay crash-0123abcd
@@ -15,6 +15,7 @@ definition in `engine.reference`.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import datetime
 import decimal
@@ -29,6 +30,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -561,6 +563,82 @@ def messages(choices: Choices) -> None:
     assert together == _applied(values, 2, check)
 
 
+# ---- requests ------------------------------------------------------------------------------------------------------------------
+
+_PATHS = (
+    *("/v1/scores", "/v1/transactions", "/v1/transactions?scores=true&rejects=true", "/v1/scores/a", "/v1/scores/5", "/v1/explain/%ff"),
+    *("/v1/explain/a?at=1970-01-01T00:00:10Z", "/v1/top?k=3&by=sum", "/v1/stats", "/openapi.json", "/v1/scores/%00%0a?at=now"),
+)
+_ASKED = (
+    *(b'{"user_ids": ["a", "b", null, ""], "at": "1970-01-01T00:00:09.5Z"}', b'{"user_ids": [5, -1, 18446744073709551615, 7.0]}'),
+    *(b'{"user_id": "a", "amount": 0.1, "timestamp": 3}\n{"user_id": "b", "amount": "1e3", "timestamp": 2}', _NDJSON),
+)
+_STATUSES = {200, 400, 404, 405, 406, 409, 413, 415, 421, 422, 503}
+
+
+class Requests:
+    """Requests as a web server hands them on, some of them damaged: an answer that says what is so, or an error and nothing is changed."""
+
+    def __init__(self) -> None:
+        from engine.adapters.http_server import Gate, Limits, Served  # noqa: PLC0415 - an extra
+        from engine.service import Service  # noqa: PLC0415 - only here
+
+        self._engine = RiskEngine(**OPTIONS)
+        self._failures: list[str] = []
+        service = Service(Config.of(**OPTIONS), lambda: {0: self._engine}, lambda: 100 * SECOND, writable=True)
+        self._gate = Gate(Served(service, limits=Limits(body_bytes=1 << 20, users=1000), failed=self._failures.append))
+        self._loop = asyncio.new_event_loop()
+
+    def damaged(self, choices: Choices) -> None:
+        """One request."""
+        self._engine = RiskEngine(**OPTIONS)
+        with self._engine as engine:
+            ids = choices.of((["a", "b"], [5, 7], [b"a", b"b"], []))
+            if ids:
+                engine.ingest({"user_id": ids, "amount": [1, 2.5], "timestamp": [3, 9]})
+            before = _state(engine)
+            path, _, query = choices.of(_PATHS).partition("?")
+            path, query = (altered(choices, part.encode(), _WORDS) if not choices.number(4) else part.encode() for part in (path, query))
+            kind = choices.of((b"application/json", b"application/x-ndjson", b"application/vnd.apache.arrow.stream", b"text/plain"))
+            if kind.endswith(b"stream"):
+                batch = some_batch(choices)
+                memory = bytearray(encode_arrow(batch))
+                damage(choices, memory)
+                body = bytes(memory)
+            else:
+                body = choices.of(_ASKED)
+                body = altered(choices, body, _WORDS) if choices.number(4) else body
+            headers = [(b"content-type", kind), (b"accept", choices.of((b"*/*", b"application/vnd.apache.arrow.stream", b"x")))]
+            status, said = self._loop.run_until_complete(self._ask(choices, b"/" + path.lstrip(b"/"), query, headers, body))
+            assert status in _STATUSES, status
+            assert not self._failures, self._failures
+            told = pa.ipc.open_stream(said).read_all() if said[:1] == b"\xff" else json.loads(said)
+            for shard in engine._core.shards:
+                shard.check(engine._core.kind)
+            if status != 200:
+                assert set(told) == {"type", "title", "status", "detail"} and _state(engine) == before
+            elif "rejected" in told and "users" not in told:
+                assert told["accepted"] + sum(told["rejected"].values()) == told["rows"]
+
+    async def _ask(self, choices: Choices, path: bytes, query: bytes, headers: Any, body: bytes) -> tuple[int, bytes]:
+        method = choices.of(("POST", "POST", "GET", "PUT"))
+        text = unquote(path.decode("latin-1"))
+        scope = {"type": "http", "http_version": "1.1", "method": method, "path": text, "raw_path": path, "query_string": query}
+        scope |= {"headers": headers, "root_path": ""}
+        parts = [body[: len(body) // 2], body[len(body) // 2 :]]
+        said: list[Any] = []
+
+        async def receive() -> Any:
+            part = parts.pop(0) if parts else b""
+            return {"type": "http.request", "body": part, "more_body": bool(parts)}
+
+        async def send(message: Any) -> None:
+            said.append(message)
+
+        await self._gate(scope, receive, send)
+        return said[0]["status"], b"".join(message.get("body", b"") for message in said[1:])
+
+
 # ---- runs --------------------------------------------------------------------------------------------------------------------
 
 
@@ -569,6 +647,7 @@ def target(name: str, folder: Path) -> Callable[[bytes], None]:
     test: Callable[[Choices], None] = {
         "columns": lambda: columns,
         "messages": lambda: messages,
+        "requests": lambda: Requests().damaged,
         "snapshot": lambda: Snapshots(folder).damaged,
         "texts": lambda: Texts(folder).damaged,
     }[name]()
@@ -593,7 +672,7 @@ def plain(test: Callable[[bytes], None], seed: int, rounds: int | None, seconds:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
-    parser.add_argument("target", choices=("columns", "messages", "snapshot", "texts"))
+    parser.add_argument("target", choices=("columns", "messages", "requests", "snapshot", "texts"))
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--plain", action="store_true", help="inputs of a seeded generator instead of libFuzzer's")
     parser.add_argument("--seed", type=int, default=1)

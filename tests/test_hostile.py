@@ -52,9 +52,12 @@ def state(engine: RiskEngine) -> Any:
 # ---- damaged bytes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["columns", "messages", "snapshot", "texts"])
+@pytest.mark.parametrize("target", ["columns", "messages", "requests", "snapshot", "texts"])
 def test_fuzzed_bytes(target: str) -> None:
     """Some rounds of the fuzzer, in a process of their own: a crash of it is a failure too."""
+    if target == "requests":
+        pytest.importorskip("starlette")
+        pytest.importorskip("orjson")
     program = [sys.executable, "-X", "faulthandler", str(ROOT / "tests" / "fuzz.py"), target, "--plain", "--rounds", "300"]
     done = subprocess.run(program, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -71,7 +71,7 @@ def test_users_over_partitions_are_those_of_one_engine(kind: str, at: str | None
 @pytest.mark.parametrize(
     ("kind", "given", "expected"),
     [
-        ("int64", ["-7", 5, None, 2**40], [-7, 5, None, 2**40]),
+        ("int64", ["-7", 5, None, 2**40, 7.0], [-7, 5, None, 2**40, 7]),
         ("uint64", ["9223372036854775808", 7], [2**63, 7]),
         ("string", ["a", "7", None, ""], ["a", "7", None, ""]),
         ("binary", ["00ff", None, ""], [b"\0\xff", None, b""]),
@@ -84,7 +84,7 @@ def test_users_as_texts_and_json_have_them(kind: str, given: list[Any], expected
 @pytest.mark.parametrize(
     ("kind", "wrong"),
     [
-        *[("int64", wrong) for wrong in ("", "+7", "007", " 7", "7.0", 7.0, True, 2**63, "9223372036854775808", [7], "٣")],
+        *[("int64", wrong) for wrong in ("", "+7", "007", " 7", "7.0", 7.5, 2.0**60, True, 2**63, "9223372036854775808", [7], "٣")],
         *[("uint64", wrong) for wrong in (-1, "-1", 2**64)],
         *[("string", wrong) for wrong in (7, True, 1.5, {}, b"a", "\ud800")],
         *[("binary", wrong) for wrong in ("0", "zz", 7, "\ud800")],
@@ -167,3 +167,19 @@ def test_a_clock_that_runs_away_between_taking_the_instant_and_asking(monkeypatc
 def test_a_node_takes_no_transactions() -> None:
     with pytest.raises(ConfigError, match="send them to the topic"):
         spread(rows("string")).ingest(rows("string"))
+
+
+def test_the_first_row_comes_while_ids_are_read() -> None:
+    """Until then it is not known what a text stands for."""
+    engine = RiskEngine(users=10, time_unit="s", max_ahead=None)
+    service = Service.of(engine)
+    came = iter([lambda: engine.add(17, 2.5, 0), lambda: None])
+
+    def work() -> float:
+        users = service.users_of(["17"])
+        next(came)()
+        return float(service.scores(users)[0][0].as_py())
+
+    assert service.settled(work) == 2.5
+    with pytest.raises(SchemaError, match="integer in decimal"):
+        service.settled(lambda: service.users_of(["x"]))

@@ -35,17 +35,12 @@ from engine.adapters.http_bodies import (
     BodyError,
     TooLargeError,
     dumped,
-    explanation_json,
-    features_json,
-    ingested_json,
     lookup,
     scores_arrow,
-    stats_json,
-    table_json,
-    time_json,
     transactions,
 )
 from engine.adapters.openapi import description
+from engine.answers import explanation_json, features_json, ingested_json, stats_json, table_json, time_json
 from engine.errors import (
     CapacityError,
     ConfigError,
@@ -88,6 +83,7 @@ _SHORT_USERS: Final = 4096
 _OPEN: Final = ("/", "/healthz", "/readyz")
 _ALWAYS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _TOP_MAX: Final = 10_000
+_EXPLAIN: Final = "/v1/explain/"
 
 #: Key of a request's scope: the answer is on its way.
 _BEGUN: Final = "riskring.begun"
@@ -212,7 +208,7 @@ class Answers:
             Route("/v1/scores/{user:path}", self.score),
             Route("/v1/scores", self.scores, methods=["POST"]),
             Route("/v1/transactions", self.transactions, methods=["POST"]),
-            Route("/v1/explain/{user:path}", self.explain),
+            Route(_EXPLAIN + "{user}", self.explain),
             Route("/v1/top", self.top),
             Route("/v1/stats", self.stats),
             Route("/v1/events", self.events),
@@ -261,7 +257,7 @@ class Answers:
                 return dumped({"scores": scores.to_numpy(zero_copy_only=False), "at": time_json(at_ns)})
 
             is_long = len(body) > 16 * _SHORT_USERS or self._service.is_busy()
-            found = await self._by_thread(answer) if is_long else answer()
+            found = await self._by_thread(lambda: self._service.settled(answer)) if is_long else self._service.settled(answer)
         self._served.observer.looked_up(time.perf_counter() - began)
         return found, wanted
 
@@ -287,7 +283,7 @@ class Answers:
 
     async def explain(self, request: Request) -> Response:
         """A user's score with the transactions behind it."""
-        user, at = _user(request.scope, "/v1/explain/"), _query(request.scope, at=None)["at"]
+        user, at = _user(request.scope, _EXPLAIN), _query(request.scope, at=None)["at"]
         answer = await self._by_thread(lambda: dumped(explanation_json(*self._service.explain(user, at))))
         return Response(answer, media_type=JSON)
 
@@ -562,6 +558,8 @@ class Gate:
             scope[_BEGUN] = True
             await sending(message)
 
+        if scope["path"].startswith(_EXPLAIN):
+            scope["path"] = _EXPLAIN + "user"  # who it is is read from the raw path: no pattern takes all that an id may have
         await self._app(scope, receive, beginning)
 
     def _response_of(self, error: Exception) -> Response:

@@ -11,9 +11,14 @@ from engine.service import Service
 _ARROW: Final = "application/vnd.apache.arrow.stream"
 _INSTANT: Final = {"type": "string", "format": "date-time"}
 _OR_NONE: Final = {"type": ["string", "null"], "format": "date-time"}
+#: An instant that int64 nanoseconds can say, of which engines know.
+_DATE: Final = "((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+_TIME: Final = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]([.][0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_AT: Final = {"type": "string", "pattern": f"^(1[7-9]|20|21)[0-9]{{2}}-{_DATE}T{_TIME}$", "description": "as of when; not told: now"}
 _SUM: Final = {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?$", "description": "decimal, exact"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _BINARY: Final = {"type": "string", "format": "binary", "description": "an Arrow IPC stream, not compressed"}
+_LINES: Final = {"type": "string", "description": "JSON objects, one a line"}
 #: Kinds of user ids in JSON.
 _IDS: Final[dict[str | None, dict[str, Any]]] = {
     "int64": {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
@@ -50,13 +55,13 @@ def description(service: Service, users_max: int, top_max: int) -> dict[str, Any
     )
     members = {
         config.user_id: {**user, "type": [user["type"], "null"]},
-        config.amount: {"type": ["number", "null"]},
-        config.timestamp: {"type": ["integer", "null"]} if config.time_unit else _OR_NONE,
+        config.amount: {"type": ["number", "string", "null"], "description": "what is no amount rejects the row, not the request"},
+        config.timestamp: {"type": ["number", "string", "null"] if config.time_unit else ["string", "null"], "description": "likewise"},
     }
     transaction = {"type": "object", "properties": members}
     paths = {
         "/v1/scores/{user}": {
-            "get": _route("A user's score", {"at": _OR_NONE}, _with(features, at=_OR_NONE), 400, 404, 409, 422, 503, user=user)
+            "get": _route("A user's score", {"at": _AT}, _with(features, at=_OR_NONE), 400, 404, 409, 422, 503, user=user)
         },
         "/v1/scores": {
             "post": _route(
@@ -87,13 +92,15 @@ def description(service: Service, users_max: int, top_max: int) -> dict[str, Any
                     rejects={"type": "array", "items": {"type": "object"}},
                 ),
                 *(400, 405, 408, 413, 415, 422, 503),
-                bodies={"application/json": transaction, "application/x-ndjson": {"type": "string"}, _ARROW: _BINARY},
+                bodies={_ARROW: _BINARY}
+                if kind == "binary"
+                else {"application/json": transaction, "application/x-ndjson": _LINES, _ARROW: _BINARY},
             )
         },
         "/v1/explain/{user}": {
             "get": _route(
                 "A user's score with the transactions behind it",
-                {"at": _OR_NONE},
+                {"at": _AT},
                 _object(
                     user_id=user,
                     score={"type": "number"},
@@ -114,7 +121,7 @@ def description(service: Service, users_max: int, top_max: int) -> dict[str, Any
                 {
                     "k": {"type": "integer", "minimum": 0, "maximum": top_max, "default": 10},
                     "by": {"type": "string", "enum": ["score", "sum", "count", "newest"], "default": "score"},
-                    "at": _OR_NONE,
+                    "at": _AT,
                 },
                 _object(users={"type": "array", "items": features}, at=_OR_NONE),
                 *(400, 409, 503),
@@ -158,7 +165,7 @@ def _with(found: dict[str, Any], all_required: bool = True, **members: Any) -> d
 
 def _asked(user: dict[str, Any], users_max: int) -> dict[str, Any]:
     users = {"type": "array", "items": {**user, "type": [user["type"], "null"]}, "maxItems": users_max}
-    return {**_object(user_ids=users, at=_OR_NONE), "required": ["user_ids"], "additionalProperties": False}
+    return {**_object(user_ids=users, at={**_AT, "type": ["string", "null"]}), "required": ["user_ids"], "additionalProperties": False}
 
 
 def _route(
@@ -182,11 +189,7 @@ def _route(
         }
         for status in (*errors, 401, 421, 503)
     }
-    # A parameter of a path or query is text, so that null cannot be told there.
-    parameters = [
-        {"name": name, "in": "query", "required": False, "schema": {**schema, "type": "string"} if schema is _OR_NONE else schema}
-        for name, schema in query.items()
-    ]
+    parameters = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in query.items()]
     if user is not None:
         parameters.append(
             {"name": "user", "in": "path", "required": True, "schema": {**user, **({"minLength": 1} if user["type"] == "string" else {})}}

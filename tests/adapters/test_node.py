@@ -7,13 +7,19 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from engine import ConfigError, ConnectorError, RiskEngine, StaleError
+from engine.adapters.client import RiskClient
 from tests.adapters.brokers import Cluster
 from tests.adapters.nodes import (
+    OPTIONS,
     NodeProcess,
     check_redis,
     check_states,
@@ -125,3 +131,47 @@ def test_the_engine_of_the_log_is_that_of_a_replay(kafka: Cluster, topic: Callab
             total += judge.stats().transactions
             assert judge.stats().transactions == len(mine)
     assert total == 500
+
+
+def test_nodes_answer_for_their_partitions(
+    node: Callable[..., NodeProcess], kafka: Cluster, topic: Callable[..., str], tmp_path: Path
+) -> None:
+    """Over HTTP and by Flight: what one engine over all rows says, as far as the users are here; and nothing for the users of others."""
+    pytest.importorskip("uvicorn")
+    name, rows = topic(4), live_rows(3000)
+    flags = ("--http", "127.0.0.1:0", "--flight", "127.0.0.1:0")
+    first = node(name, *flags, name="one")
+    first.wait_for("ready", 4)
+    send(kafka, name, rows, 4)
+    offline = RiskEngine(**OPTIONS)
+    users, amounts, times = (list(column) for column in zip(*rows, strict=True))
+    offline.ingest({"user_id": users, "amount": amounts, "timestamp": times})
+    everybody, at = sorted(set(users)), np.datetime64(time.time_ns() // 10**6 * 10**6, "ns")
+    urls = [told.get("http") or told["flight"] for told in first.wait_for("listening", 2)]
+    assert [url.partition(":")[0] for url in urls] == ["http", "grpc"]
+    for url in urls:
+        with RiskClient(url) as client:
+            until(lambda: client.scores(everybody, at=at).tolist() == offline.scores(everybody, at=at).tolist(), what="all is applied")
+            explained = client.explain(everybody[0], at=at)
+            assert (explained["score"], explained["count"]) == (
+                offline.score(everybody[0], at=at),
+                offline.explain(everybody[0], at=at).count,
+            )
+            with pytest.raises((ConnectorError, ConfigError), match="Kafka"):
+                client.ingest(pa.table({"user_id": ["x"], "amount": [1], "timestamp": [1]}))
+    with urllib.request.urlopen(f"{urls[0]}/readyz") as answer:
+        assert answer.status == 200
+    with urllib.request.urlopen(f"{urls[0]}/metrics") as answer:
+        assert b'riskring_partition_ready{partition="3"} 1.0' in answer.read()
+    second = node(name, *flags, name="two")
+    second.wait_for("ready", 2)
+    numbers = {told["partition"] for told in second.events("ready")}
+    url = next(told["http"] for told in second.events("listening") if "http" in told)
+    with RiskClient(url) as client:
+        for user in everybody[:6]:
+            if partition(user, 4) in numbers:
+                assert client.score(user, at=at) == offline.score(user, at=at)
+            else:
+                with pytest.raises(StaleError, match="another node has"):
+                    client.score(user, at=at)
+    assert first.stop() == 0 and second.stop() == 0
