@@ -150,7 +150,7 @@ def test_numbers_are_those_of_the_engine(site: Callable[..., Site], visit: Calla
     assert seen.text("#clock") == "23:59:59" and seen.text("#lag") == "lag 1.00 s"
     assert seen.text("#memory") == "400 MiB"
     refused = [[row[0], row[2]] for row in seen.table("#refused")]
-    assert refused == [[name.replace("_", " "), str(count)] for name, count in sorted(stats.rejected.items(), key=lambda item: item[0])]
+    assert refused == [[name.replace("_", " "), str(count)] for name, count in stats.rejected.items()]
     assert seen.text("#share-more") == f"{sum(stats.rejected.values())} of {stats.rows} rows in all"
     assert [row[2] for row in wanted] == ["bob", "alice", "dave", "erin", "carol"]
     here.now_ns += 12 * SECOND
