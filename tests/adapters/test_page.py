@@ -195,7 +195,7 @@ def test_the_curve_is_what_the_engine_will_say(site: Callable[..., Site], visit:
             assert row[2:] == [str(features["count"]), re.sub(r"\.0$", "", repr(features["score"]))]
         if after:
             before = here.engine.score("alice", at=np.datetime64(here.now_ns + after - 1, "ns"))
-            assert row[3] != re.sub(r"\.0$", "", repr(before))
+            assert row[3] != re.sub(r"\.0$", "", repr(float(before)))
     for after in (0.5, 7.9, 8.0, 9.7, 12.25, 29.4, 35.0, 59.5, 60.0):
         seen.page.locator("#later").evaluate(
             "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", str(after * 1e9)
@@ -217,7 +217,7 @@ def test_a_frozen_instant(site: Callable[..., Site], visit: Callable[..., Visit]
     rows = seen.table("#steps")  # the row of a second before START is still to come: it has entered by then
     assert [row[2] for row in rows] == ["2", "3", "2", "1", "0"]
     assert rows[1][:2] == ["23:59:59", "19.000 s"]
-    assert rows[1][3] == repr(here.engine.score("alice", at=here.at(-1)))
+    assert rows[1][3] == repr(float(here.engine.score("alice", at=here.at(-1))))
     here.now_ns += 5 * SECOND
     says(seen, "#lag", "lag 6.00 s")  # time goes on, but not for what is frozen
     assert seen.text("#score") == shown_score(here.engine.score("alice", at=np.datetime64(START_NS - 20 * SECOND, "ns")))
@@ -291,13 +291,10 @@ def test_it_connects_again_when_the_server_is_back(site: Callable[..., Site], vi
     assert seen.text("#why").endswith("What is shown is of 00:00:00 UTC.")
     second = site(port=free_port)
     second.pay(("bob", 20, 1))
-    live(seen)
-    says(seen, "#who", "bob")
     says(seen, "#status", "live")
+    says(seen, "#who", "bob")
     assert seen.page.locator("#banner").is_hidden()
-    assert all(
-        "ERR_" in said or "Failed to load resource" in said for said in seen.complaints
-    )  # what a browser itself says of lost connections
+    assert all("ERR_" in said for said in seen.complaints)  # what a browser itself says of lost connections
 
 
 def test_a_token_is_asked_for_and_kept_in_the_tab(site: Callable[..., Site], visit: Callable[..., Visit]) -> None:
