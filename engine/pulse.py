@@ -128,7 +128,7 @@ class Pulse:
             "rounded": stats.rounded,
             "rejected": {
                 reason: {"count": count, "per_second": rate(count, before.rejected.get(reason, 0))}
-                for reason, count in sorted(stats.rejected.items(), key=lambda item: (-item[1], item[0]))
+                for reason, count in stats.rejected.items()
             },
             "lookups": lookups,
             "rows_per_second": rate(stats.rows, before.rows),

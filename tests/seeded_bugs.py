@@ -70,6 +70,8 @@ SERVE_FILES = (
     *("access.py", "answers.py", "service.py", "serving.py", "adapters/http_bodies.py", "adapters/http_server.py"),
     *("adapters/http_listener.py", "adapters/flight_server.py", "adapters/client.py"),
 )
+PAGE = ["tests/test_pulse.py", "tests/test_demo.py", "tests/adapters/test_page.py"]
+PAGE_FILES = ("pulse.py", "demo.py", "adapters/page.html")
 CONVERSION_FILES = ("kernels/convert.py", "arrays.py", "columns.py", "instants.py", "rounding.py", "texts.py")
 
 #: A run that takes longer has no end.
@@ -99,6 +101,75 @@ class Bug(NamedTuple):
 
 #: Name, file and what goes wrong; which test caught it (@); then the source as it is (-) and with the bug (+).
 CATALOGUE = r"""
+==== the live page
+
+part-misplaced  shard.py  the second part of the users is the first one again
+@ tests/test_engine.py::TestScoresOut::test_top_in_parts_lets_others_in_and_finds_what_top_does
+- return (np.flatnonzero(marks) + first).astype(np.int32)
++ return np.flatnonzero(marks).astype(np.int32)
+
+lag-ahead  pulse.py  a clock behind is shown as one ahead
+@ tests/test_pulse.py::test_a_clock_that_was_set_back_gives_no_rate
+- (now_ns - clock_ns) / 1e9
++ (clock_ns - now_ns) / 1e9
+
+rate-since-start  pulse.py  rates are of all the time since somebody watches
+@ tests/test_pulse.py::test_rates_are_of_the_last_five_seconds
+- while now_ns - totals[0][0] > _RATE_NS and now_ns - totals[1][0] >= _RATE_NS:
++ while False:
+
+ids-as-numbers  pulse.py  ids beyond 2**53 reach the browser as other ones
+@ tests/test_pulse.py::test_user_ids_are_texts[9223372036854775807-9223372036854775807]
+- else str(row["user_id"]),
++ else row["user_id"],
+
+own-lookups  pulse.py  whoever watches is counted among those who look users up
+@ tests/test_pulse.py::test_figures_are_those_of_the_engine
+- self._service.features(self._known, counted=False)
++ self._service.features(self._known)
+
+last-part-only  pulse.py  the greatest users of the parts before are forgotten
+@ tests/test_pulse.py::test_users_of_several_engines
+- pc.unique(pa.concat_arrays([*known, found]))
++ pc.unique(pa.concat_arrays([found]))
+
+demo-early  demo.py  rows of the demonstration come before their time
+@ tests/test_demo.py::test_the_window_is_full_at_once_and_then_rows_come_at_their_time
+- due_ns = begins_ns + number * _BATCH_NS
++ due_ns = begins_ns + (number - 1) * _BATCH_NS
+
+curve-leaves-early  adapters/page.html  on the curve what is exactly one window old does not count
+@ tests/adapters/test_page.py::test_the_curve_is_what_the_engine_will_say[both]
+- for (const row of first.transactions) put(nanoseconds(row.timestamp) + reach + 1n,
++ for (const row of first.transactions) put(nanoseconds(row.timestamp) + reach,
+
+curve-never-enters  adapters/page.html  the curve lacks what is yet to come into the window
+@ tests/adapters/test_page.py::test_a_frozen_instant
+- if (ns <= at) continue;
++ continue;
+
+curve-in-floats  adapters/page.html  scores of great sums are not the engine's
+@ tests/adapters/test_page.py::test_scores_beyond_what_floats_hold_are_exact
+- return Number(scaled / below | (scaled % below ? 1n : 0n)) / 2 ** Number(shift);
++ return Number(scaled / below) / 2 ** Number(shift);
+
+markup-of-ids  adapters/page.html  markup in ids is carried out
+@ tests/adapters/test_page.py::test_ids_with_markup_are_texts
+- const made = document.createElement(name);
+-   if (text !== undefined) made.textContent = text;
++ const made = document.createElement(name);
++   if (text !== undefined) made.innerHTML = text;
+
+token-stays  adapters/page.html  the token outlives the tab
+@ tests/adapters/test_page.py::test_a_token_is_asked_for_and_kept_in_the_tab
+- sessionStorage.setItem("riskring-token", token);
++ sessionStorage.setItem("riskring-token", token), localStorage.setItem("riskring-token", token);
+
+gives-up  adapters/page.html  a page that has lost its server stays dead
+@ tests/adapters/test_page.py::test_it_connects_again_when_the_server_is_back
+- for (let tries = 0; ; tries += 1) {
++ for (let tries = 0; tries < 1; tries += 1) {
+
 ==== windows and prefix sums
 
 left-edge  kernels/exact.py  what is exactly one window old does not count
@@ -1716,6 +1787,7 @@ class Lane:
         selection = CONVERSIONS if bug.file in CONVERSION_FILES else DURABILITY if bug.file in DURABILITY_FILES else CORE
         selection = REPLAY if bug.file == "replay.py" else NODE if bug.file in NODE_FILES else selection
         selection = SERVE if bug.file in SERVE_FILES else selection
+        selection = PAGE if bug.file in PAGE_FILES else selection
         path.write_text(source.replace(bug.old, bug.new))
         try:
             said = ""

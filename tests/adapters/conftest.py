@@ -9,6 +9,7 @@
 | `redis_server` | a Redis for one test, empty |
 | `own_redis` | `own_redis(config=None)` starts a further one |
 | `node` | `node(topic, *flags, name="node", on=None)` starts nodes on `kafka` or another cluster; they share a folder of states |
+| `site`, `visit` | of `test_page`: a server with an engine and a clock, and a browser that looks at its page |
 | `free_port` | a port of the loopback that nobody listens on, and that no other server is given |
 
 What is not installed skips these tests, and fails them where `CI=true`.
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from tests.adapters.nodes import NodeProcess
     from tests.adapters.redis_servers import Redis
 
-SERVERS = {"node", "own_kafka", "kafka", "kafka3", "own_redis", "redis_server"}
+SERVERS = {"_browser", "node", "own_kafka", "kafka", "kafka3", "own_redis", "redis_server"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks

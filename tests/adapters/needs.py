@@ -38,3 +38,8 @@ def need_kafka() -> None:
 def need_redis() -> None:
     """What `tests.adapters.redis_servers` needs."""
     need({"redis-server": "redis-server"}, {"redis": "redis"})
+
+
+def need_browser() -> None:
+    """What `tests.adapters.browser` needs."""
+    need({"chromium": "chromium"}, {"playwright": "dev", "axe_playwright_python": "dev", "starlette": "serve", "uvicorn": "serve"})
