@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from engine import ConfigError, RiskEngine, SchemaError, StaleError, TimeTooOldError
+from engine.answers import features_json
 from engine.columns import ids_of
 from engine.partitions import partition_of
 from engine.service import Service
@@ -183,3 +184,12 @@ def test_the_first_row_comes_while_ids_are_read() -> None:
     assert service.settled(work) == 2.5
     with pytest.raises(SchemaError, match="integer in decimal"):
         service.settled(lambda: service.users_of(["x"]))
+
+
+@pytest.mark.parametrize("amounts", [[-12.5, 2.25], [9e11] * 500, [-9e11] * 500])
+def test_sums_are_exact_texts(amounts: list[float]) -> None:
+    engine = RiskEngine(users=10, max_ahead=None)
+    engine.ingest({"user_id": ["a"] * len(amounts), "amount": amounts, "timestamp": np.zeros(len(amounts), "datetime64[s]")})
+    features, at_ns = Service.of(engine).features_of_one("a")
+    told = features_json("a", features, at_ns, 4)
+    assert (told["sum"], told["count"]) == (f"{engine.features(['a'])['sum'][0].as_py():f}", len(amounts))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,6 +162,22 @@ def test_frames_of_other_libraries() -> None:
         assert there.digest() == here.digest()
         users = frame["user_id"].cast(polars.String).head(3)
         assert client.scores(users).to_pylist() == here.scores(users).to_pylist()
+
+
+def test_examples_of_the_readme() -> None:
+    """With a server in the place of the one on port 8080."""
+    for library in ("polars", "duckdb"):
+        pytest.importorskip(library)
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    section = readme.split("## A server")[1].split("\n## ")[0]
+    programs = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert len(programs) == 3
+    engine = engine_of()
+    names: dict[str, Any] = {"now_ms": 1_767_225_600_000}
+    with serving("http", Service.of(engine)) as url:
+        for program in programs:
+            exec(program.replace("http://localhost:8080", url), names)
+    assert names["frame"]["score"].to_list() == names["scored"]["score"].to_pylist() == [12.5, 3.0, 0.0]
 
 
 @pytest.mark.parametrize("url", ["", "localhost:80", "ftp://x"])
