@@ -8,6 +8,7 @@ between; the candidates found so far are looked up anew in each sample, so that 
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -27,6 +28,8 @@ SHOWN: Final = 10
 _CANDIDATES: Final = 50
 #: In each sample so long the users are searched for the greatest: 3 % of a core at a sample a second, 10 million users in some 20 s.
 BUDGET_SECONDS: Final = 0.03
+#: After each part, for a lock that is taken again at once is given to nobody who waits for it.
+_PAUSE_SECONDS: Final = 0.0005
 #: Rates are of so many seconds, and ranks are compared with those of so many seconds ago.
 _RATE_NS: Final = 5 * 10**9
 _MOVED_NS: Final = 10 * 10**9
@@ -181,6 +184,7 @@ class Pulse:
                 self._known = pc.unique(pa.concat_arrays([*known, found]))
             if part is None or self._ticks() - began >= BUDGET_SECONDS:
                 return
+            time.sleep(_PAUSE_SECONDS)
 
     def _ranks_before(self, now_ns: int, ranks: dict[Any, tuple[int, float]]) -> dict[Any, tuple[int, float]] | None:
         """Who had which rank and score some seconds ago; None if that is not known."""

@@ -113,7 +113,7 @@ def says(visit: Visit, selector: str, text: str) -> None:
     """Wait until an element says just this."""
     from playwright.sync_api import expect  # noqa: PLC0415
 
-    expect(visit.page.locator(selector)).to_have_text(text, timeout=20_000)
+    expect(visit.page.locator(selector)).to_have_text(text, timeout=60_000)
 
 
 def shown_score(score: float) -> str:
