@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from engine.config import TIME_UNIT_NS
 from engine.instants import instant_text
 from engine.results import Explanation, IngestResult, Stats
 from engine.service import Service
@@ -26,7 +28,7 @@ def time_json(time_ns: int | None) -> str | None:
         >>> time_json(1_500_000_000), time_json(2_000_000_000), time_json(None)
         ('1970-01-01T00:00:01.5Z', '1970-01-01T00:00:02Z', None)
     """
-    if time_ns is None or time_ns == NO_TIME:
+    if time_ns is None:
         return None
     second, rest = divmod(time_ns, 10**9)
     return f"{_second_text(second)}.{rest:09d}".rstrip("0") + "Z" if rest else _second_text(second) + "Z"
@@ -59,10 +61,14 @@ def features_json(user_id: Any, features: Features, at_ns: int | None, decimals:
         "sum": amount_json((high << 64) | (low & (2**64 - 1)), decimals),
         "count": features.counts.item(),
         "at": time_json(at_ns),
-        "newest": time_json(features.newest.item()),
-        "valid_until": time_json(features.valid_until.item()),
-        "zero_at": time_json(features.zero_at.item()),
+        "newest": _time_or_none(features.newest),
+        "valid_until": _time_or_none(features.valid_until),
+        "zero_at": _time_or_none(features.zero_at),
     }
+
+
+def _time_or_none(time_ns: NDArray[np.int64]) -> str | None:
+    return None if time_ns.item() == NO_TIME else time_json(time_ns.item())
 
 
 def table_json(table: Any) -> list[dict[str, Any]]:
@@ -73,9 +79,10 @@ def table_json(table: Any) -> list[dict[str, Any]]:
 
 def _column_json(column: Any) -> list[Any]:
     kind = column.type
-    if pa.types.is_timestamp(kind):
-        times = column.cast(pa.timestamp("ns", kind.tz)).cast(pa.int64()).to_pylist()
-        return [time_json(time_ns) for time_ns in times]
+    if pa.types.is_temporal(kind):  # which may be beyond what nanoseconds or Python's dates can say: rows are rejected for that
+        unit_ns = 86_400 * 10**9 if pa.types.is_date32(kind) else 10**6 if pa.types.is_date64(kind) else TIME_UNIT_NS[kind.unit]
+        numbers = column.cast(pa.int32() if pa.types.is_date32(kind) else pa.int64()).to_pylist()
+        return [None if number is None else time_json(number * unit_ns) for number in numbers]
     values: list[Any] = column.to_pylist()
     if pa.types.is_decimal(kind):
         return [None if value is None else f"{value:f}" for value in values]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from engine.arrays import NO_BYTES, array_of
-from engine.columns import Columns, columns_of
+from engine.columns import Columns
 from engine.config import REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.errors import CapacityError
 from engine.kernels import admit_rows
@@ -53,9 +53,8 @@ class Core:
         self.by_reason: NDArray[np.int64] = np.zeros(len(REASONS) + 1, np.int64)
         self.torn = False
 
-    def ingest(self, batches: list[Any], wanted: bool, arrival_ns: NDArray[np.int64] | None = None) -> IngestResult:
-        """Apply batches, all or nothing; `arrival_ns`, a time of each row, takes the place of the wall clock."""
-        pieces = [columns_of(batch, self.config) for batch in batches]
+    def ingest(self, pieces: list[Columns], wanted: bool, arrival_ns: NDArray[np.int64] | None = None) -> IngestResult:
+        """Apply checked batches, all or nothing; `arrival_ns`, a time of each row, takes the place of the wall clock."""
         kind = self._kind_after(pieces)
         admitted = self._apply(pieces, kind, wanted, arrival_ns)
         return self._count(admitted, wanted)

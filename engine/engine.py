@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from engine.arrays import NO_BYTES, array_of
-from engine.columns import Columns, Ids, ids_of, ids_to_arrow
+from engine.columns import Columns, Ids, columns_of, ids_of, ids_to_arrow
 from engine.config import REASONS, TIME_NS_MAX, TIME_NS_MIN, Config
 from engine.core import KINDS, Core
 from engine.errors import ConfigError, EngineError, SchemaError, TimeTooOldError
@@ -143,10 +143,11 @@ class RiskEngine:
             for unit in read(data, self.config):
                 arrival_ns = None if arrival is None else arrival_times(arrival, sum(batch.num_rows for batch in unit))
                 schema = unit[0].schema if unit else schema
+                pieces = [columns_of(batch, self.config) for batch in unit]  # while others may ask
                 self._saver.let_pass()
                 with self._lock:
                     self._check_open()
-                    parts.append(self._core.ingest(unit, scores, arrival_ns))
+                    parts.append(self._core.ingest(pieces, scores, arrival_ns))
         except EngineError as error:
             applied = sum(part.rows for part in parts)
             if applied:

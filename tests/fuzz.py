@@ -610,8 +610,8 @@ class Requests:
                 body = altered(choices, body, _WORDS) if choices.number(4) else body
             headers = [(b"content-type", kind), (b"accept", choices.of((b"*/*", b"application/vnd.apache.arrow.stream", b"x")))]
             status, said = self._loop.run_until_complete(self._ask(choices, b"/" + path.lstrip(b"/"), query, headers, body))
-            assert status in _STATUSES, status
             assert not self._failures, self._failures
+            assert status in _STATUSES, (status, said)
             told = pa.ipc.open_stream(said).read_all() if said[:1] == b"\xff" else json.loads(said)
             for shard in engine._core.shards:
                 shard.check(engine._core.kind)

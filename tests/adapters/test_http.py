@@ -193,6 +193,28 @@ class TestAnswers:
         assert [(each["request_row"], each["reason"]) for each in told["rejects"]] == [(1, "null_user"), (3, "late")][: len(rows) - 1]
         assert server.service.digests() == offline.digests()
 
+    @pytest.mark.parametrize(
+        ("kind", "beyond", "told"),
+        [
+            (pa.timestamp("s"), 2**62, "146138514283-06-19T07:45:04Z"),
+            (pa.timestamp("ms", "UTC"), -(2**60), "-36532659-12-03T02:05:53.024Z"),
+            (pa.timestamp("us"), 2**60, "38504-08-17T21:30:06.846976Z"),
+            (pa.date32(), 2**31 - 1, "5881580-07-11T00:00:00Z"),
+            (pa.date64(), 86_400_000 * 10**9, "2739877-01-03T00:00:00Z"),
+        ],
+    )
+    def test_rejects_whose_times_are_out_of_range(self, serve: Callable[..., Server], kind: Any, beyond: int, told: str) -> None:
+        """Nanoseconds cannot say them, and Python's dates cannot; the answer can."""
+        server = serve()
+        number = pa.array([beyond], pa.int32() if kind == pa.date32() else pa.int64())
+        body = encode_arrow(
+            pa.table({"user_id": ["alice"], "amount": [1.5], "timestamp": number.cast(kind) if "date" in str(kind) else number.view(kind)})
+        )
+        answer = server("POST", "/v1/transactions?rejects=true", body, ARROW).json
+        assert answer["rejects"] == [
+            {"user_id": "alice", "amount": 1.5, "timestamp": told, "request_row": 0, "reason": "timestamp_out_of_range"}
+        ]
+
     def test_nothing_to_apply(self, serve: Callable[..., Server]) -> None:
         server = serve()
         for body, content in (
