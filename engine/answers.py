@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from engine.config import TIME_UNIT_NS
 from engine.instants import instant_text
 from engine.results import Explanation, IngestResult, Stats
 from engine.service import Service
-from engine.shard import NO_TIME, Features
+from engine.shard import UserFeatures
 
 
 @functools.lru_cache(maxsize=1024)
@@ -52,23 +51,18 @@ def id_json(user_id: Any) -> Any:
     return user_id.hex() if isinstance(user_id, bytes) else user_id
 
 
-def features_json(user_id: Any, features: Features, at_ns: int | None, decimals: int) -> dict[str, Any]:
+def features_json(user_id: Any, features: UserFeatures, at_ns: int | None, decimals: int) -> dict[str, Any]:
     """What is known of one user at an instant."""
-    low, high = features.sums.tolist()
     return {
         "user_id": id_json(user_id),
-        "score": features.scores.item(),
-        "sum": amount_json((high << 64) | (low & (2**64 - 1)), decimals),
-        "count": features.counts.item(),
+        "score": features.score,
+        "sum": amount_json(features.sum_units, decimals),
+        "count": features.count,
         "at": time_json(at_ns),
-        "newest": _time_or_none(features.newest),
-        "valid_until": _time_or_none(features.valid_until),
-        "zero_at": _time_or_none(features.zero_at),
+        "newest": time_json(features.newest_ns),
+        "valid_until": time_json(features.valid_until_ns),
+        "zero_at": time_json(features.zero_at_ns),
     }
-
-
-def _time_or_none(time_ns: NDArray[np.int64]) -> str | None:
-    return None if time_ns.item() == NO_TIME else time_json(time_ns.item())
 
 
 def table_json(table: Any) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from engine.errors import ConfigError, SchemaError, StaleError, TimeTooOldError
 from engine.instants import instant_ns
 from engine.partitions import partition_of
 from engine.results import Explanation, IngestResult, Stats
-from engine.shard import Features
+from engine.shard import UserFeatures
 from engine.snapshot import SnapshotInfo
 from engine.userids import id_array
 
@@ -219,7 +219,7 @@ class Service:
             self.lookups += len(table) if counted else 0
         return table, at_ns
 
-    def features_of_one(self, user_id: Any, at: Any = None) -> tuple[Features, int | None]:
+    def features_of_one(self, user_id: Any, at: Any = None) -> tuple[UserFeatures, int | None]:
         """As `RiskEngine.features_of_one`, and the instant, ns. `user_id` as in `users_of`. Raises as `scores`."""
         known = self.user_of(user_id)
         self.lookups += 1  # one may be lost to another thread, which is no harm
@@ -227,7 +227,7 @@ class Service:
         if at is None and self._partitions == 1 and engine.id_kind is not None:
             return engine.features_of_one(known)
 
-        def ask(when: np.datetime64 | None) -> Features:
+        def ask(when: np.datetime64 | None) -> UserFeatures:
             return engine.features_of_one(self.user_of(user_id), at=when)[0]
 
         found, at_ns = self.settled(lambda: self._asked(at, ask))

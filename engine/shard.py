@@ -22,6 +22,7 @@ from engine.kernels import (
     list_retained,
     read_entries,
     take_rows,
+    user_features,
     window_features,
     window_score,
     window_scores,
@@ -90,6 +91,27 @@ class Features:
         return likely
 
 
+@dataclass(slots=True)
+class UserFeatures:
+    """What is known of one user's window.
+
+    Attributes:
+        count: Transactions in it.
+        sum_units: Their units.
+        score: Their mean.
+        newest_ns: Newest of them; None if there is none.
+        valid_until_ns: Last instant with the same transactions in the window if nothing more arrives; None: for ever.
+        zero_at_ns: First instant at which the window is empty; None if it is empty already.
+    """
+
+    count: int = 0
+    sum_units: int = 0
+    score: float = 0.0
+    newest_ns: int | None = None
+    valid_until_ns: int | None = None
+    zero_at_ns: int | None = None
+
+
 def features_table(ids: Any, features: Features, decimals: int) -> Any:
     """Features as an Arrow table, a row a user."""
     count = len(features.counts)
@@ -155,6 +177,7 @@ class Shard:
         # What `add` passes to `take`, made once: arrays cost more than the row.
         ids = Ids("int64", np.zeros(1, np.int64), np.zeros(1, np.int64), np.empty(0, np.uint8), None)
         self._row_of_one = Columns(None, ids, np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.uint8), np.zeros(1, np.uint8))
+        self._features_of_one = Features.empty(1)
         self._hash_of_one: NDArray[np.uint64] = np.zeros(1, np.uint64)
         self._clock_of_one: NDArray[np.int64] = np.zeros(1, np.int64)
         self._score_of_one: NDArray[np.float64] = np.zeros(1, np.float64)
@@ -331,6 +354,38 @@ class Shard:
             index.arena,
         )
         return score
+
+    def features_of_one(self, value: int, data: NDArray[np.uint8], by_bytes: bool, found: int, at_ns: int, floor_ns: int) -> UserFeatures:
+        """What `features` says of one user, an integer or bytes, with this hash."""
+        config, index, out = self.config, self.index, self._features_of_one
+        user_features(
+            value,
+            data,
+            by_bytes,
+            found,
+            at_ns,
+            config.reach_ns,
+            floor_ns,
+            config.scale,
+            self.memory,
+            index.table,
+            self.control,
+            index.arena,
+            out.counts,
+            out.sums,
+            out.scores,
+            out.newest,
+            out.valid_until,
+            out.zero_at,
+        )
+        times = (out.newest.item(), out.valid_until.item(), out.zero_at.item())
+        low, high = out.sums.tolist()
+        return UserFeatures(
+            out.counts.item(),
+            (high << 64) | (low & (2**64 - 1)),
+            out.scores.item(),
+            *(None if time_ns == NO_TIME else time_ns for time_ns in times),
+        )
 
     def features(self, rows: NDArray[np.int32], slots: NDArray[np.int32], at_ns: int, floor_ns: int, out: Features) -> None:
         """Write the features of slots[j] at an instant to row rows[j] of `out`."""

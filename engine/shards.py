@@ -25,7 +25,7 @@ from engine.errors import CapacityError
 from engine.index import hash_of, is_bytes, random_keys, split_rows
 from engine.kernels import layout as at
 from engine.memory import Budget, process_budget
-from engine.shard import Features, Shard
+from engine.shard import Features, Shard, UserFeatures
 
 #: Slots of a shard that `greatest` looks at together: their features stay in the second-level cache.
 _RANKED_SLOTS: Final = 1 << 14
@@ -52,9 +52,6 @@ _ROW_BYTES: Final = _ROW_SLOT_BYTES + _ROW_RING_BYTES
 
 #: Memory is counted anew before so much more of it may be taken: some thousand rows, so that it costs nothing where rows come one by one.
 _UNCOUNTED_BYTES: Final = 1 << 20
-
-#: The rows of a batch that has one.
-_FIRST: Final = np.zeros(1, np.int32)
 
 Answer = TypeVar("Answer")
 Rows = NDArray[np.int32]
@@ -364,14 +361,10 @@ class Shards:
         self._each(rows, lambda shard, mine: shard.features(mine, shard.find(ids, hashes, mine), at_ns, floor_ns, features), len(ids))
         return features
 
-    def features_of_one(self, ids: Ids, at_ns: int, clock_ns: int | None) -> Features:
-        """Features of the one user of `ids`, who is of the kind of the users here."""
-        by_bytes = is_bytes(ids.kind)
-        found, number = hash_of(0 if by_bytes else int(ids.values[0]), ids.data, by_bytes, self._keys, len(self._shards))
-        features, shard = Features.empty(1), self._shards[number]
-        slots = shard.find(ids, np.array([found], np.uint64), _FIRST)
-        shard.features(_FIRST, slots, at_ns, self._floor_ns(clock_ns), features)
-        return features
+    def features_of_one(self, value: int, data: NDArray[np.uint8], by_bytes: bool, at_ns: int, clock_ns: int | None) -> UserFeatures:
+        """Features of one user, an integer or bytes, at an instant."""
+        found, shard = hash_of(value, data, by_bytes, self._keys, len(self._shards))
+        return self._shards[shard].features_of_one(value, data, by_bytes, found, at_ns, self._floor_ns(clock_ns))
 
     def features_of_all(self, kind: str, at_ns: int, clock_ns: int | None) -> tuple[Any, Features]:
         """Arrow ids and features of all users with a retained transaction, in no particular order."""

@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from engine import CapacityError, ConfigError, EngineError, RiskEngine, SchemaError, TimeTooOldError
 from engine.config import REASONS
+from engine.shard import UserFeatures
 
 SECOND = 10**9
 
@@ -685,3 +687,37 @@ class TestFoundByUsers:
         assert (result.rows, result.accepted, result.rejected, result.scores) == (4, 2, {"null_user": 2}, None)
         assert result.rejects()["amount"].to_pylist() == [1, 2]
         assert make().ingest(table.to_reader(1), scores=True).scores.to_pylist() == [1.0, None, 1.0, None]
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint64", "string", "binary"])
+def test_features_of_one_user_are_those_of_many(kind: str) -> None:
+    """Users with a line and with a ring, unknown ones, sums below zero, instants before and after the clock."""
+    random = np.random.default_rng(11)
+    numbers = np.minimum(random.integers(0, 300, 3000), random.integers(0, 300, 3000))
+    ids: dict[str, Any] = {
+        "int64": pa.array(numbers - 3),
+        "uint64": pa.array(numbers.astype(np.uint64) + np.uint64(2**63 - 2)),
+        "string": pa.array([f"u{number}" for number in numbers]),
+        "binary": pa.array([bytes([number % 256, 0]) for number in numbers.tolist()], pa.binary()),
+    }
+    strangers: dict[str, Any] = {"int64": [-99, 2**63], "uint64": [-1, 0, 2**64 - 1], "string": ["", "x"], "binary": [b"", b"\0"]}
+    engine = RiskEngine(users=1000, max_ahead=None, time_unit="s")
+    assert engine.features_of_one("anyone")[0] == UserFeatures()
+    times = np.sort(random.integers(0, 150, 3000))
+    engine.ingest({"user_id": ids[kind], "amount": random.integers(-900, 500, 3000) / 8, "timestamp": times})
+    for user in [*pc.unique(ids[kind]).to_pylist()[:80], *strangers[kind]]:
+        for at in (None, "1970-01-01T00:01:45.5Z", "1970-01-01T00:02:29Z", "1970-01-01T00:03:20Z", "1970-01-01T00:09:00Z"):
+            found, at_ns = engine.features_of_one(user, at=at)
+            asked = pa.array([user], ids[kind].type) if user in pc.unique(ids[kind]).to_pylist() else [user]
+            table = engine.features(asked, at=at)
+            (row,) = table.select(["count", "sum", "score"]).to_pylist()
+            assert (found.count, Decimal(found.sum_units).scaleb(-4), found.score) == (row["count"], row["sum"], row["score"])
+            for name in ("newest", "valid_until", "zero_at"):
+                assert getattr(found, f"{name}_ns") == table[name].cast(pa.int64())[0].as_py()
+            assert at is None or at_ns == int(np.datetime64(at[:-1], "ns"))
+    with pytest.raises(SchemaError):
+        engine.features_of_one(1.5)
+    with pytest.raises(SchemaError, match="ids"):
+        engine.features_of_one("u1" if kind != "string" else 7)
+    with pytest.raises(TimeTooOldError):
+        engine.features_of_one(strangers[kind][0], at="1970-01-01")

@@ -19,7 +19,7 @@ from engine.kernels.hashing import hash_one, partition
 from engine.kernels.probing import find_slots, release_slots
 from engine.kernels.rows import admit_rows, take_rows
 from engine.kernels.upkeep import compact_arena, count_retained, expire_slots, list_retained
-from engine.kernels.windows import window_features, window_score, window_scores
+from engine.kernels.windows import user_features, window_features, window_score, window_scores
 
 __all__ = [
     "KERNELS",
@@ -41,6 +41,7 @@ __all__ = [
     "release_slots",
     "round_amounts",
     "take_rows",
+    "user_features",
     "window_features",
     "window_score",
     "window_scores",

@@ -183,6 +183,54 @@ def window_score(
     return mean(high, low, max(counted, 1) * scale)
 
 
+@inline
+def write_features(row, slot, at_ns, reach_ns, floor_ns, scale, memory, control, counts, sums, scores, newest, valid_until, zero_at):
+    """Everything about one slot's window, -1 being an unknown user, to one row of the answer. Returns whether it has a transaction."""
+    none = -INT64_MAX - 1
+    counts[row] = 0
+    sums[2 * row] = 0
+    sums[2 * row + 1] = 0
+    scores[row] = 0.0
+    newest[row] = none
+    valid_until[row] = none
+    zero_at[row] = none
+    if slot < 0:
+        return 0
+    base = natural(slot) * LINE_WORDS
+    count = count_of(memory, base)
+    left_ns = minus(at_ns, reach_ns)
+    first, last = window(memory, base, at_ns, left_ns)
+    if last < count:
+        following = time_of(memory, base, last)
+        if following > at_ns and following >= floor_ns:
+            valid_until[row] = following - 1
+    if first == last:
+        return 0
+    if memory[base + META] < RING_FROM:
+        _, total = line_window(memory, base, left_ns, at_ns)
+        high, low = total >> HALF_BITS, total & HALF_MASK
+    else:
+        high, low = span_sum(memory, control, base, first, last)
+    counts[row] = last - first
+    sums[2 * row] = (high << HALF_BITS) | low
+    sums[2 * row + 1] = high >> HALF_BITS
+    scores[row] = mean(high, low, (last - first) * scale)
+    leaves = plus(time_of(memory, base, first), reach_ns)
+    if valid_until[row] == none or leaves < valid_until[row]:
+        valid_until[row] = leaves
+    time = time_of(memory, base, last - 1)
+    newest[row] = time
+    empty_ns = plus(plus(time, reach_ns), 1)
+    while last < count:
+        time = time_of(memory, base, last)
+        if time > empty_ns:
+            break
+        empty_ns = plus(plus(time, reach_ns), 1)
+        last += 1
+    zero_at[row] = empty_ns
+    return 1
+
+
 @kernel(i64, I32_IN, I32_IN, i64, i64, i64, i64, I64, I64, I64, I64, F64, I64, I64, I64)
 def window_features(
     rows,  # (m,)    int32    in   where the answers for slots[j] go
@@ -204,54 +252,41 @@ def window_features(
 
     Cost per row: slot line and ring lines of the window's two edges; for lookups in the past also the entries after `at`.
     """
-    none = -INT64_MAX - 1
     counted = 0
     total_rows = len(slots)
     for position in range(total_rows):
         if position + AHEAD < total_rows:
             prefetch(memory, max(np.int64(slots[position + AHEAD]), np.int64(0)) * LINE_WORDS)
-        row = natural(np.int64(rows[position]))
-        slot = np.int64(slots[position])
-        counts[row] = 0
-        sums[2 * row] = 0
-        sums[2 * row + 1] = 0
-        scores[row] = 0.0
-        newest[row] = none
-        valid_until[row] = none
-        zero_at[row] = none
-        if slot < 0:
-            continue
-        base = natural(slot) * LINE_WORDS
-        count = count_of(memory, base)
-        left_ns = minus(at_ns, reach_ns)
-        first, last = window(memory, base, at_ns, left_ns)
-        if last < count:
-            following = time_of(memory, base, last)
-            if following > at_ns and following >= floor_ns:
-                valid_until[row] = following - 1
-        if first == last:
-            continue
-        counted += 1
-        if memory[base + META] < RING_FROM:
-            _, total = line_window(memory, base, left_ns, at_ns)
-            high, low = total >> HALF_BITS, total & HALF_MASK
-        else:
-            high, low = span_sum(memory, control, base, first, last)
-        counts[row] = last - first
-        sums[2 * row] = (high << HALF_BITS) | low
-        sums[2 * row + 1] = high >> HALF_BITS
-        scores[row] = mean(high, low, (last - first) * scale)
-        leaves = plus(time_of(memory, base, first), reach_ns)
-        if valid_until[row] == none or leaves < valid_until[row]:
-            valid_until[row] = leaves
-        time = time_of(memory, base, last - 1)
-        newest[row] = time
-        empty_ns = plus(plus(time, reach_ns), 1)
-        while last < count:
-            time = time_of(memory, base, last)
-            if time > empty_ns:
-                break
-            empty_ns = plus(plus(time, reach_ns), 1)
-            last += 1
-        zero_at[row] = empty_ns
+        row, slot = natural(np.int64(rows[position])), np.int64(slots[position])
+        counted += write_features(
+            row, slot, at_ns, reach_ns, floor_ns, scale, memory, control, counts, sums, scores, newest, valid_until, zero_at
+        )
     return counted
+
+
+@kernel(i64, i64, U8_IN, boolean, u64, i64, i64, i64, i64, I64, U32, I64, U8, I64, I64, F64, I64, I64, I64)
+def user_features(
+    value,  # ()   int64    in   an integer id
+    data,  # (b,) uint8    in   or the bytes of one
+    is_bytes,  # ()   bool     in   which of the two it is
+    h,  # ()   uint64   in   its hash
+    at_ns,  # ()   int64    in   as window_features
+    reach_ns,  # ()   int64    in
+    floor_ns,  # ()   int64    in
+    scale,  # ()   int64    in
+    memory,  # ...  int64    in   see Shard
+    table,  # ...  uint32   in
+    control,  # ...  int64    in
+    arena,  # ...  uint8    in
+    counts,  # (1,) int64    out  as window_features
+    sums,  # (2,) int64    out
+    scores,  # (1,) float64  out
+    newest,  # (1,) int64    out
+    valid_until,  # (1,) int64    out
+    zero_at,  # (1,) int64    out
+):
+    """Everything about one user's window [at - reach, at]. Reads only; needs I1-I7. Returns 1 if it has a transaction."""
+    slot = probe(memory, table, control, arena, h, value, data, np.int64(0), np.int64(len(data)), is_bytes)
+    return write_features(
+        natural(np.int64(0)), slot, at_ns, reach_ns, floor_ns, scale, memory, control, counts, sums, scores, newest, valid_until, zero_at
+    )
