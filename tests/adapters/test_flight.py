@@ -118,7 +118,8 @@ def test_offsets_that_lead_anywhere(server: Server, length: int) -> None:
     assert len(places) == 4, "of the ids, both lists, and the texts in them"
     for place in places:
         changed = body[:place] + length.to_bytes(4, "little", signed=True) + body[place + 4 :]
-        server.send(b"scores", [schema, (header, changed)])
+        said = server.send(b"scores", [schema, (header, changed)])
+        assert ("binary" in said) == (place == places[0] and length != 1), "only ids are read, and those are looked through"
     assert server.digest() == before
 
 
