@@ -154,7 +154,7 @@ curve-never-enters  adapters/page.html  the curve lacks what is yet to come into
 curve-in-floats  adapters/page.html  scores of great sums are not the engine's
 @ tests/adapters/test_page.py::test_scores_beyond_what_floats_hold_are_exact
 - return Number(scaled / below | (scaled % below ? 1n : 0n)) / 2 ** Number(shift);
-+ return Number(scaled / below) / 2 ** Number(shift);
++ return Number(above) / Number(below);
 
 markup-of-ids  adapters/page.html  markup in ids is carried out
 @ tests/adapters/test_page.py::test_ids_with_markup_are_texts

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pytest
 
 from engine import RiskEngine
+from engine.columns import ids_of
 from engine.errors import EngineError, StaleError
+from engine.partitions import partition_of
 from engine.pulse import BUDGET_SECONDS, Pulse
 from engine.service import Service
 
@@ -157,12 +159,14 @@ def test_user_ids_are_texts(clock: Clock, user: Any, text: str) -> None:
 def test_users_of_several_engines(clock: Clock) -> None:
     engines = {number: make(clock) for number in range(3)}
     service = Service(engines[0].config, lambda: engines, clock.now, partitions=3)
-    for user in range(40):
-        for engine in engines.values():
-            pay(engine, clock, (f"user-{user}", user + 1))  # also where it does not belong: only its own partition is asked
+    users = [f"user-{user}" for user in range(40)]
+    chosen = partition_of(ids_of(pa.array(users), "user_id"), 3).tolist()
+    assert set(chosen[30:]) == {0, 1, 2}
+    for amount, (user, number) in enumerate(zip(users, chosen, strict=True), 1):
+        pay(engines[number], clock, (user, amount))
     found = Pulse(service, clock.now, clock.ticks).sample()
     assert shown(found, "user_id", "score") == [(f"user-{user}", user + 1.0) for user in reversed(range(30, 40))]
-    assert (found["users"], found["writable"]) == (120, False)
+    assert (found["users"], found["writable"]) == (40, False)
 
 
 def test_what_is_not_there_yet_is_told(clock: Clock) -> None:

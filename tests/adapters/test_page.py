@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from engine import RiskEngine
 from engine.access import Address, Token
 from engine.config import REASONS
+from engine.instants import instant_text
 from engine.pulse import Pulse
 from engine.service import Service
 from tests.adapters.needs import need_browser
@@ -190,13 +192,14 @@ def test_the_curve_is_what_the_engine_will_say(site: Callable[..., Site], visit:
     steps = [0, *leaves]
     assert len(texts) == len(steps)
     for row, after in zip(texts, steps, strict=True):
+        assert row[0] == instant_text(here.now_ns + after)[11:-1]
         for offset in (0, 1):
             features = here.engine.features(["alice"], at=np.datetime64(here.now_ns + after + offset, "ns")).to_pylist()[0]
             assert row[2:] == [str(features["count"]), re.sub(r"\.0$", "", repr(features["score"]))]
         if after:
             before = here.engine.score("alice", at=np.datetime64(here.now_ns + after - 1, "ns"))
             assert row[3] != re.sub(r"\.0$", "", repr(float(before)))
-    for after in (0.5, 7.9, 8.0, 9.7, 12.25, 29.4, 35.0, 59.5, 60.0):
+    for after in (0.5, 7.9, 8.0, 9.7, 10.0, 12.25, 29.4, 35.0, 59.5, 60.0):
         seen.page.locator("#later").evaluate(
             "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", str(after * 1e9)
         )
@@ -408,6 +411,29 @@ def test_many_users_do_not_slow_it(site: Callable[..., Site], visit: Callable[..
         busy.set()
         paying.join()
     assert seen.complaints == []
+
+
+def test_the_demonstration_is_alive_at_once(visit: Callable[..., Visit], tmp_path: Path, free_port: int) -> None:
+    from playwright.sync_api import expect  # noqa: PLC0415 - only here it is known that it is installed
+
+    from tests.adapters.test_serving import ServerProcess  # noqa: PLC0415
+
+    server = ServerProcess(tmp_path, "--demo", "--users", "1M", port=free_port)
+    try:
+        server.launch()
+        server.ready()
+        seen = visit(server.url)
+        live(seen)
+        says(seen, "#top tbody tr:nth-child(10) .rank", "10")
+        expect(seen.page.locator("#users")).to_have_text(re.compile(r"\d\d,\d{3}|100,000"), timeout=60_000)
+        expect(seen.page.locator("#rate")).to_have_text(re.compile(r"\d+,\d{3}|.*M"), timeout=60_000)
+        expect(seen.page.locator("#refused tbody tr")).to_have_count(8, timeout=60_000)
+        seen.page.wait_for_selector("#found:not([hidden])")
+        assert seen.complaints == []
+        assert server.stop() == 0
+        assert not [line for line in server.printed().splitlines() if '"error"' in line]
+    finally:
+        server.kill()
 
 
 def test_each_reason_has_a_meaning() -> None:
