@@ -383,6 +383,8 @@ def _one_column(found: Any, column: str) -> Sequence[int]:
 
 
 def _plain(batch: Any, schema: Any) -> Any:
+    if batch.num_rows < 0:  # as it says itself; pyarrow reads that, and fails later
+        raise _MessageError(UNDECODABLE, f"a batch of {batch.num_rows} rows")
     plain = pa.RecordBatch.from_arrays([batch.column(field.name).view(field.type) for field in schema], schema=schema)
     plain.validate(full=True)
     return plain

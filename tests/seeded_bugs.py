@@ -65,7 +65,10 @@ NODE_FILES = (
     "kernels/murmur2.py",
     "kernels/quoting.py",
 )
-SERVE = ["tests/test_service.py", "tests/adapters/test_http.py", "tests/adapters/test_client.py", "tests/adapters/test_serving.py"]
+SERVE = [
+    *("tests/test_service.py", "tests/adapters/test_http.py", "tests/adapters/test_client.py", "tests/adapters/test_flight.py"),
+    "tests/adapters/test_serving.py",
+]
 SERVE_FILES = (
     *("access.py", "answers.py", "service.py", "serving.py", "adapters/http_bodies.py", "adapters/http_server.py"),
     *("adapters/http_listener.py", "adapters/flight_server.py", "adapters/client.py"),
@@ -1571,6 +1574,41 @@ rows-not-looked-through  adapters/flight_server.py  batches of strangers go to t
 @ tests/adapters/test_client.py::TestFlight::test_a_batch_that_is_refused_ends_the_stream_and_nothing_else
 - result = self._service.ingest(checked_batch(batch, self._service.config), scores=scores)
 + result = self._service.ingest(batch, scores=scores)
+
+batches-measured-by-offsets  adapters/flight_server.py  the size of a batch is asked of offsets that lead anywhere, which ends the process
+@ tests/adapters/test_flight.py::test_offsets_that_lead_anywhere[100000]
+- size = batch.get_total_buffer_size()
++ size = batch.nbytes
+
+lies-about-files  adapters/flight_server.py  a batch longer than its bytes is an error of the server, not of who sent it
+@ tests/adapters/test_flight.py::test_lengths_that_are_not_there[ids0-100000]
+- pa.ArrowSerializationError, OSError, MemoryError, UnicodeError) as error:
++ pa.ArrowSerializationError, UnicodeError) as error:
+
+fewer-than-none  messages.py  a batch of less than no rows is read
+@ tests/test_messages.py::test_arrow_messages_that_are_not_taken[fewer rows than none]
+- if batch.num_rows < 0:
++ if False:
+
+users-not-looked-through  adapters/flight_server.py  user ids of strangers are looked up as they are
+@ tests/adapters/test_flight.py::test_offsets_that_lead_anywhere[100000]
+- users = checked_ids(batch, self._service.config.user_id)
++ users = batch.column(0)
+
+earlier-batches-untold  adapters/client.py  whoever reads that nothing of a batch was applied sends rows before it again
+@ tests/adapters/test_client.py::test_rows_refused_behind_those_of_earlier_batches[False]
+- told["detail"] + refused())
++ told["detail"])
+
+passwords-shown  adapters/client.py  a URL's password stands in errors
+@ tests/adapters/test_client.py::test_urls_that_are_none
+- if "@" in url:
++ if False:
+
+any-file-is-a-certificate  adapters/client.py  what is no certificate is found out by a library that logs to the terminal
+@ tests/adapters/test_client.py::test_files_that_are_no_certificates
+- context.load_verify_locations(ca)
++ pass
 
 sent-again  adapters/client.py  transactions whose answer was lost are sent again
 @ tests/adapters/test_client.py::TestErrors::test_what_only_asks_is_tried_again

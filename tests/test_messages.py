@@ -216,6 +216,7 @@ BAD_ARROW = {
     "first bytes": (b"\xff\xff\xff\xff", UNDECODABLE),
     "nothing but": (b"\xff" * 400, UNDECODABLE),
     "not UTF-8": (arrow(some(2, pa.array(["abc", "defg"]))).replace(b"abcdefg", b"abc\xff\xfe\xfdg"), UNDECODABLE),
+    "fewer rows than none": (arrow(some(777)).replace((777).to_bytes(8, "little"), b"\xff" * 8), UNDECODABLE),
 }
 
 

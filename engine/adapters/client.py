@@ -7,6 +7,7 @@ Transactions are sent once, for nobody can tell whether those of a lost answer w
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -48,7 +49,7 @@ class RiskClient:
         certificate, key: Files of this client's certificate and key, in PEM, where the server demands one.
 
     Raises:
-        ConfigError: The URL is none of these.
+        ConfigError: The URL is none of these, or has a password in it; or a file cannot be used.
 
     Thread-safe. Every call raises the engine's errors, and ConnectorError if the server cannot be reached, refuses the token, or does not
     answer.
@@ -76,9 +77,8 @@ class RiskClient:
         certificate: str | None = None,
         key: str | None = None,
     ) -> None:
-        scheme = url.partition("://")[0]
-        if scheme not in ("http", "https", "grpc", "grpc+tls"):
-            raise ConfigError(f"url={url!r} must begin with http://, https://, grpc:// or grpc+tls://")
+        scheme = _scheme(url)
+        _check_files(ca, certificate, key)
         if token is not None:
             Token(token)  # whose error says what is wrong
         by = _Http if scheme.startswith("http") else _Flight
@@ -107,6 +107,7 @@ class RiskClient:
 
         Raises:
             ConnectorError: It is not known how much of it was applied. Over HTTP all of it or nothing; by Flight batch by batch.
+            EngineError: Rows are refused. By Flight those of earlier batches were applied; then the error says how many.
         """
         table = pa.table(data) if not isinstance(data, pa.RecordBatch) else pa.Table.from_batches([data])
         columns = [pa.chunked_array([_plain(chunk) for chunk in column.chunks or [pa.nulls(0, column.type)]]) for column in table.columns]
@@ -129,6 +130,34 @@ class RiskClient:
 
     def __repr__(self) -> str:
         return f"RiskClient({self.url!r})"
+
+
+def _scheme(url: str) -> str:
+    """That of a URL which can be shown and asked."""
+    if "@" in url:  # such a text may have a password in it, and is not shown
+        raise ConfigError("url has an @ in it; leave out user and password, and give the server's token as token=...")
+    scheme = url.partition("://")[0]
+    if scheme not in ("http", "https", "grpc", "grpc+tls"):
+        raise ConfigError(f"url={url!r} must begin with http://, https://, grpc:// or grpc+tls://")
+    try:
+        parts = urllib3.util.parse_url(url)
+    except urllib3.exceptions.LocationParseError:
+        parts = urllib3.util.Url()
+    if not parts.host or (scheme.startswith("grpc") and parts.port is None):
+        raise ConfigError(f"url={url!r} must be {scheme}://HOST:PORT")
+    return scheme
+
+
+def _check_files(ca: str | None, certificate: str | None, key: str | None) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if ca is not None:
+            context.load_verify_locations(ca)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        given = f"ca={ca!r}, certificate={certificate!r}, key={key!r}"
+        raise ConfigError(f"{given}: no files of certificates and of a key that fit, in PEM: {error}") from None
 
 
 def _plain(array: Any) -> Any:
@@ -248,16 +277,17 @@ class _Flight:
         )
         return self._told(lambda: again(work))
 
-    def _told(self, work: Callable[[], T], lost: Callable[[], str] = str) -> T:
+    def _told(self, work: Callable[[], T], lost: Callable[[], str] = str, refused: Callable[[], str] = str) -> T:
+        """What `work` gives; errors end in what is told by `lost`, or by `refused` if the server itself says what is wrong."""
         try:
             return work()
         except (pa.ArrowException, OSError) as error:
             info = getattr(error, "extra_info", b"")
             try:
                 told = json.loads(info)
-                raised = _raised(told["type"], told["detail"])
+                raised = _raised(told["type"], told["detail"] + refused())
             except (ValueError, KeyError, TypeError):
-                raised = ConnectorError(f"{self._url}: {str(error).splitlines()[0][:300]}{lost()}")
+                raised = ConnectorError(f"{self._url}: {str(error).partition(chr(10))[0][:300]}{lost()}")
             raise raised from None
 
     def scores(self, users: Any, at: str | None) -> Any:
@@ -304,7 +334,14 @@ class _Flight:
                     _add(told, json.loads(answer.to_pybytes()))
                 writer.done_writing()
 
-        self._told(send, lambda: f"; {told['rows']:,} rows are known to be applied, of the next batch it is not known")
+        def refused() -> str:
+            """Or whoever reads that nothing of a batch was applied sends all again, and earlier rows count twice."""
+            rows = told["rows"]
+            return (
+                f"; this is of the batch that begins at row {rows:,}: send only from there on, rows before it were applied" if rows else ""
+            )
+
+        self._told(send, lambda: f"; {told['rows']:,} rows are known to be applied, of the next batch it is not known", refused)
         if scores:
             told["scores"] = pa.concat_arrays(parts) if parts else pa.array([], pa.float64())
         return told

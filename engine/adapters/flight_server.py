@@ -281,13 +281,14 @@ def _batches(reader: Any) -> Iterator[Any]:
             batch = reader.read_chunk().data
         except StopIteration:
             return
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowSerializationError, UnicodeError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowSerializationError, OSError, MemoryError, UnicodeError) as error:
             raise SchemaError(f"the stream cannot be read: {error}") from None
         if batch is None:
             continue
-        if batch.num_rows > _ROWS_MAX or batch.nbytes > _BYTES_MAX:
+        size = batch.get_total_buffer_size()  # not `nbytes`, which follows offsets that nobody has looked at yet, to wherever they point
+        if batch.num_rows > _ROWS_MAX or size > _BYTES_MAX:
             raise SchemaError(
-                f"a batch of {batch.num_rows:,} rows and {batch.nbytes:,} bytes; send {_ROWS_MAX:,} rows and {_BYTES_MAX:,} bytes at most"
+                f"a batch of {batch.num_rows:,} rows and {size:,} bytes; send {_ROWS_MAX:,} rows and {_BYTES_MAX:,} bytes at most"
             )
         yield batch
 

@@ -180,10 +180,42 @@ def test_examples_of_the_readme() -> None:
     assert names["frame"]["score"].to_list() == names["scored"]["score"].to_pylist() == [12.5, 3.0, 0.0]
 
 
-@pytest.mark.parametrize("url", ["", "localhost:80", "ftp://x"])
-def test_urls_that_are_none(url: str) -> None:
-    with pytest.raises(ConfigError, match="must begin with"):
+@pytest.mark.parametrize("scores", [False, True])
+def test_rows_refused_behind_those_of_earlier_batches(scores: bool) -> None:
+    """By Flight a table is many batches: whoever sends what was not applied, and only that, has all rows once."""
+    first, count = 65_536, 70_000
+    table = pa.table({"user_id": np.arange(count), "amount": np.ones(count), "timestamp": np.full(count, 100)})
+    engine, offline = engine_of(users=first + 1), engine_of(users=first + 1)
+    with serving("grpc", Service.of(engine)) as url, RiskClient(url) as client:
+        with pytest.raises(CapacityError, match="of the batch that begins at row 65,536: send only from there on"):
+            client.ingest(table, scores=scores)
+        offline.ingest(table.slice(0, first))
+        assert engine.digest() == offline.digest()
+        with pytest.raises(CapacityError) as error:
+            client.ingest(table.slice(first), scores=scores)
+        assert "begins at row" not in str(error.value), "nothing of these was applied"
+
+
+@pytest.mark.parametrize(
+    ("url", "match"),
+    [
+        *[(url, "must begin with") for url in ("", "localhost:80", "ftp://x")],
+        *[(url, "HOST:PORT") for url in ("http://", "grpc://", "grpc://x", "http://x:99999", "http://[::1")],
+        *[(f"{scheme}://me:s3cret@x:1", "token=") for scheme in ("http", "grpc", "grpc+tls", "ftp")],
+    ],
+)
+def test_urls_that_are_none(url: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as error:
         RiskClient(url)
+    assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpc+tls"])
+def test_files_that_are_no_certificates(scheme: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no certificate")
+    for files in ({"ca": "/nowhere"}, {"ca": str(tmp_path / "text")}, {"certificate": str(tmp_path / "text"), "key": "/nowhere"}):
+        with pytest.raises(ConfigError, match="in PEM"):
+            RiskClient(f"{scheme}://localhost:1", **files)
 
 
 # ---- Flight ----------------------------------------------------------------------------------------------------------------------
