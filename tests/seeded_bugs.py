@@ -1560,7 +1560,7 @@ misspelt-at  adapters/http_server.py  a parameter that is not known is passed ov
 - if name not in defaults:
 + if False:
 
-sum-of-the-low-word  answers.py  sums below zero lose their sign
+sum-of-the-low-word  shard.py  sums below zero lose their sign
 @ tests/test_service.py::test_sums_are_exact_texts
 - (high << 64) | (low & (2**64 - 1))
 + (low & (2**64 - 1))

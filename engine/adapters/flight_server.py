@@ -16,8 +16,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as TooLongError
 from typing import Any, Final
 
 import pyarrow as pa
@@ -133,13 +131,11 @@ class FlightServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def stop(self) -> None:
         """Take no more streams, and finish those that are there."""
-        threads = ThreadPoolExecutor(1)
-        try:
-            threads.submit(self.shutdown).result(_END_SECONDS)
-        except TooLongError:
-            raise ConnectorError("a stream did not end in time; the server ends without it") from None
-        finally:
-            threads.shutdown(wait=False)
+        ending = threading.Thread(target=self.shutdown, name="riskring-flight", daemon=True)  # which waits for streams without an end
+        ending.start()
+        ending.join(_END_SECONDS)
+        if ending.is_alive():
+            raise ConnectorError("a stream did not end in time; the server ends without it")
 
     # ---- what is asked -------------------------------------------------------------------------------------------------------
 

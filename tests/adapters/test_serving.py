@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("uvicorn", reason="needs the extra `serve`")
@@ -56,7 +57,7 @@ class ServerProcess(Process):
     def ready(self) -> dict[str, Any]:
         """Wait until it is; what it said then."""
         self.wait_ready('"ready"')
-        self.url = self.events("listening")[-1]["http"]
+        self.url = next(told["http"] for told in self.events("listening") if "http" in told)
         return self.events("ready")[-1]
 
     def ask(self, path: str, body: bytes | None = None, **headers: str) -> Any:
@@ -158,6 +159,24 @@ class TestState:
             engine.add("alice", 2.5, np.datetime64(time.time_ns(), "ns"))
             engine.save(state)
         assert start("--state", state).ask("/v1/scores/alice")["score"] == 2.5
+
+
+def test_a_stream_without_an_end_does_not_hold_it_up(start: Callable[..., ServerProcess], tmp_path: Path) -> None:
+    """Whoever keeps a stream open is cut off, after what was sent is saved."""
+    flight = pytest.importorskip("pyarrow.flight")
+    state = str(tmp_path / "state")
+    server = start("--state", state, "--flight", f"{LOOPBACK}:0")
+    url = next(told["flight"] for told in server.events("listening") if "flight" in told)
+    row = pa.record_batch({"user_id": ["alice"], "amount": [2.5], "timestamp": [time.time_ns() // 1_000_000]})
+    with flight.connect(url) as client:
+        writer, reader = client.do_put(flight.FlightDescriptor.for_path("transactions"), row.schema)
+        writer.write_batch(row)
+        assert json.loads(reader.read().to_pybytes())["accepted"] == 1
+        began = time.monotonic()
+        assert server.stop(seconds=30) == 0
+        assert time.monotonic() - began < 20
+    with RiskEngine.load(state) as engine:
+        assert engine.digest() == server.events("saved")[0]["digest"] and engine.stats().accepted == 1
 
 
 class TestAccess:
