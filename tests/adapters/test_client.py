@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,6 +180,23 @@ def test_examples_of_the_readme() -> None:
         for program in programs:
             exec(program.replace("http://localhost:8080", url), names)
     assert names["frame"]["score"].to_list() == names["scored"]["score"].to_pylist() == [12.5, 3.0, 0.0]
+
+
+def test_curl_examples_of_the_readme() -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    section = readme.split("## A server")[1].split("\n## ")[0]
+    lines = re.findall(r"^curl (.*)$", section, re.MULTILINE)
+    assert len(lines) == 5
+    service = Service.of(RiskEngine(users=100, time_unit="ms", max_ahead=None))
+    said = []
+    with serving("http", service) as url:
+        for line in lines:
+            command = "curl --silent --fail-with-body " + line.replace("localhost:8080", url)
+            said.append(json.loads(subprocess.run(["bash", "-c", command], capture_output=True, check=True).stdout))
+    assert [each.get("accepted", each.get("score", each.get("scores"))) for each in said] == [1, 12.5, [12.5, 0.0], 0.0, None]
+    assert said[4]["users"][0]["user_id"] == "alice"
 
 
 @pytest.mark.parametrize("scores", [False, True])
