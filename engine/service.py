@@ -337,3 +337,17 @@ def _integer(text: str) -> int:
     if not _INTEGER.fullmatch(text):
         raise ValueError("it is no integer in decimal")
     return int(text)
+
+
+class Observer:
+    """Who counts what a server does; this one does not."""
+
+    def looked_up(self, seconds: float) -> None:
+        """A lookup was answered."""
+
+    def ingested(self, seconds: float) -> None:
+        """Transactions were applied."""
+
+    def text(self) -> tuple[bytes, str]:
+        """All figures, and the type of that text."""
+        return b"", "text/plain"

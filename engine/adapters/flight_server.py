@@ -26,7 +26,7 @@ from engine.answers import explanation_json, ingested_json, stats_json
 from engine.errors import CapacityError, ConfigError, ConnectorError, SchemaError, StaleError
 from engine.messages import checked_batch, checked_ids
 from engine.results import IngestResult
-from engine.service import Service
+from engine.service import Observer, Service
 
 #: The most rows and bytes of a batch, and streams at a time.
 _ROWS_MAX: Final = 1 << 22
@@ -47,16 +47,6 @@ _ACTIONS: Final = (
 
 #: Names of the error classes, for clients that raise them again.
 ERRORS: Final = ("TimeTooOldError", "SchemaError", "ConfigError", "CapacityError", "StaleError", "ConnectorError", "EngineError")
-
-
-class Observer:
-    """Who counts what a server does; this one does not."""
-
-    def looked_up(self, seconds: float) -> None:
-        """A batch of users was looked up."""
-
-    def ingested(self, seconds: float) -> None:
-        """A batch was applied."""
 
 
 class _Guard(flight.ServerMiddlewareFactory):  # type: ignore[misc]

@@ -48,7 +48,7 @@ from engine.errors import (
     StaleError,
     TimeTooOldError,
 )
-from engine.service import Service
+from engine.service import Observer, Service
 
 #: What each error answers with. The first class that fits counts.
 _STATUS: Final[tuple[tuple[type[Exception], int], ...]] = (
@@ -117,20 +117,6 @@ class Limits:
     seconds: float = 60.0
     head_bytes: int = 64 << 10
     head_seconds: float = 10.0
-
-
-class Observer:
-    """Who counts what a server does; this one does not."""
-
-    def looked_up(self, seconds: float) -> None:
-        """A lookup was answered."""
-
-    def ingested(self, seconds: float) -> None:
-        """Transactions were applied."""
-
-    def text(self) -> tuple[bytes, str]:
-        """All figures, and the type of that text."""
-        return b"", "text/plain"
 
 
 @dataclass(frozen=True)
