@@ -218,6 +218,9 @@ class _Http:
             reason = getattr(error, "reason", None) or error
             raise ConnectorError(f"{self._url}: {type(reason).__name__}{lost}") from None
         if found.status == 200:
+            told, wanted = found.headers.get("content-type", ""), headers.get("accept", "application/json")
+            if told.partition(";")[0] != wanted:
+                raise ConnectorError(f"{self._url}: answers with {told[:60]!r}, wanted {wanted}; is this the address of a riskring server?")
             return found
         try:
             told = json.loads(found.data)

@@ -153,6 +153,27 @@ class TestErrors:
                     client.ingest(rows("int64"))
 
 
+def test_a_server_that_is_another() -> None:
+    """A proxy's page with status 200 is no answer."""
+    with socket.create_server((LOOPBACK, 0)) as listening:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.recv(1 << 16)
+                        connection.sendall(
+                            b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\nConnection: close\r\n\r\n<p>0"
+                        )
+
+        threading.Thread(target=answer, daemon=True).start()
+        with RiskClient(f"http://{LOOPBACK}:{listening.getsockname()[1]}", timeout=10) as client:
+            for call in (lambda: client.score("a"), lambda: client.explain("a"), lambda: client.ingest(rows("int64", 5))):
+                with pytest.raises(ConnectorError, match="text/html"):
+                    call()
+
+
 def test_frames_of_other_libraries() -> None:
     polars = pytest.importorskip("polars")
     table = rows("string", 200)
