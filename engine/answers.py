@@ -77,6 +77,9 @@ def _column_json(column: Any) -> list[Any]:
         unit_ns = 86_400 * 10**9 if pa.types.is_date32(kind) else 10**6 if pa.types.is_date64(kind) else TIME_UNIT_NS[kind.unit]
         numbers = column.cast(pa.int32() if pa.types.is_date32(kind) else pa.int64()).to_pylist()
         return [None if number is None else time_json(number * unit_ns) for number in numbers]
+    if pa.types.is_decimal(kind) and kind.scale < 0:
+        texts: list[Any] = column.cast(pa.string()).to_pylist()
+        return texts
     values: list[Any] = column.to_pylist()
     if pa.types.is_decimal(kind):
         return [None if value is None else f"{value:f}" for value in values]
