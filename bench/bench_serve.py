@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from engine import RiskEngine
 from engine.access import Address
 from engine.adapters.client import RiskClient
 from engine.messages import encode_arrow
+from tests.adapters.needs import need
 
 USERS = 2_000 if SMOKE else 1_000_000
 ROUNDS = 1 if SMOKE else 7
@@ -159,8 +159,7 @@ end
 
 def wrk(url: str, folder: Path, connections: int = 1, seconds: float = SECONDS, body: bytes = b"") -> dict[str, float]:
     """Requests for some seconds: microseconds at p50 and p99, and how many a second."""
-    if shutil.which("wrk") is None:
-        pytest.skip("needs wrk: apt-get install wrk")
+    need({"wrk": "wrk"}, {})
     script = LUA
     if body:
         (folder / "body").write_bytes(body)

@@ -267,7 +267,9 @@ def _batches(reader: Any) -> Iterator[Any]:
             batch = reader.read_chunk().data
         except StopIteration:
             return
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowSerializationError, OSError, MemoryError, UnicodeError) as error:
+        except MemoryError as error:  # it may be told a false length, or there may be too little: the sender's rows need not be at fault
+            raise CapacityError(f"there is no memory for the next batch of the stream: {error}; send smaller ones, or try again") from None
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowSerializationError, OSError, UnicodeError) as error:
             raise SchemaError(f"the stream cannot be read: {error}") from None
         if batch is None:
             continue

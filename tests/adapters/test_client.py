@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -28,6 +27,7 @@ from engine.adapters.flight_server import FlightServer
 from engine.adapters.http_listener import HttpServer
 from engine.adapters.http_server import Served
 from engine.service import Service
+from tests.adapters.needs import need
 from tests.adapters.processes import LOOPBACK, until
 
 SECOND = 10**9
@@ -204,8 +204,7 @@ def test_examples_of_the_readme() -> None:
 
 
 def test_curl_examples_of_the_readme() -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("needs curl")
+    need({"curl": "curl"}, {})
     readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
     section = readme.split("## A server")[1].split("\n## ")[0]
     lines = re.findall(r"^curl (.*)$", section, re.MULTILINE)
