@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from tests.adapters.brokers import Cluster
+from tests.adapters.processes import until
 from tests.adapters.redis_servers import Redis
 
 
@@ -23,7 +25,7 @@ def main() -> None:
         cluster.create_topic(topic, partitions)
         print(f"export RISKRING_BROKERS={cluster.bootstrap} RISKRING_TOPIC={topic} RISKRING_REDIS={redis.url}", flush=True)
         with suppress(KeyboardInterrupt):
-            signal.pause()
+            until(lambda: False, math.inf)  # not `signal.pause`, which misses what came just before it
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # who asks twice shall not leave the folder behind
 

@@ -18,7 +18,14 @@ from tests.adapters.processes import PORTS, Port, Process, until
 
 ROOT = Path(__file__).parents[2]
 LINUX = sys.platform.startswith("linux")
-ENDS_WITH_SEVEN = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); print('ready', flush=True); signal.pause()"
+#: Waits for a signal that is blocked: one that came between `ready` and `pause` would be waited for once more, for ever.
+ENDS_WITH_SEVEN = """
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+print("ready", flush=True)
+signal.sigwait({signal.SIGTERM})
+sys.exit(7)
+"""
 
 
 def command(pid: int) -> str:
