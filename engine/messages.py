@@ -46,8 +46,8 @@ _OBJECT_BYTES_MAX: Final = 4 << 20
 #: Between JSON messages. Each begins with a brace, so what one leaves open meets `{}` and then `{`, which no JSON allows.
 _BETWEEN: Final = b"\n{}\n"
 
-#: Places of decimals. Arrow takes any number of them, and can then not even say what a value is.
-_SCALE_MAX: Final = 76
+#: Digits of decimals, by their bits. Arrow takes any scale, and cannot even say what a value is if it has more places than digits.
+_DIGITS_MAX: Final = {32: 9, 64: 18, 128: 38, 256: 76}
 
 #: Batches of fewer rows than this, on average, are copied into one.
 _FEW_ROWS: Final = 4096
@@ -431,8 +431,11 @@ def _check_type(field: Any) -> None:
     if pa.types.is_dictionary(kind) or isinstance(kind, pa.BaseExtensionType) or str(kind).endswith("_view") or pa.types.is_null(kind):
         plain = "integers, decimals, floats, timestamps, strings or binary"
         raise _MessageError(WRONG_SCHEMA, f"column {field.name!r} is {kind}; send plain {plain}")
-    if pa.types.is_decimal(kind) and not -_SCALE_MAX <= kind.scale <= _SCALE_MAX:
-        raise _MessageError(WRONG_SCHEMA, f"column {field.name!r} is {kind}; send decimals of a scale from -{_SCALE_MAX} to {_SCALE_MAX}")
+    most = _DIGITS_MAX[kind.bit_width] if pa.types.is_decimal(kind) else 0
+    if most and not -most <= kind.scale <= most:
+        raise _MessageError(
+            WRONG_SCHEMA, f"column {field.name!r} is {kind}; send decimals of this width with a scale from -{most} to {most}"
+        )
 
 
 def _in_utc(kind: Any) -> Any:
