@@ -30,7 +30,7 @@ from engine.saving import Saver, loaded
 from engine.shard import Features, UserFeatures, features_table
 from engine.snapshot import SnapshotInfo, state_digest
 from engine.sources import read
-from engine.userids import bytes_of_one, id_array, ids_of_one, unknown_ids
+from engine.userids import asked_ids, bytes_of_one, id_array, ids_of_one, unknown_ids
 
 
 class RiskEngine:
@@ -229,7 +229,7 @@ class RiskEngine:
             kind = self._core.kind
             id_kind = KINDS.get(type(user_id))
             if kind is None or id_kind != kind or (id_kind == "int64" and not -(2**63) <= user_id < 2**63):
-                return float(self._scores(ids_of_one(user_id, self.config.user_id), at)[0])
+                return float(self._scores(ids_of_one(user_id, self.config.user_id), at)[0][0])
             if self._closed or self._core.torn:
                 self._check_open()
             at_ns = self._core.clock_ns if at is None and self.config.clock == "event" else self._at_ns(at)
@@ -260,24 +260,27 @@ class RiskEngine:
             >>> engine.scores([7, 8])
             array([10.,  0.])
         """
-        array, arrow = id_array(user_ids)
-        ids = ids_of(array, self.config.user_id)
+        return self.scores_and_instant(user_ids, at=at)[0]
+
+    def scores_and_instant(self, user_ids: Any, *, at: Any = None) -> tuple[Any, int | None]:
+        """As `scores`, and of which instant they are, ns; None without one. Costs and raises as that."""
+        ids, is_arrow = asked_ids(user_ids, self.config.user_id)
         with self._lock:
-            scores = self._scores(ids, at)
+            scores, at_ns = self._scores(ids, at)
         nulls = None if ids.valid is None else ~ids.valid
-        if arrow:
-            return array_of(scores, pa.float64(), nulls)
+        if is_arrow:
+            return array_of(scores, pa.float64(), nulls), at_ns
         if nulls is not None:
             scores[nulls] = np.nan
-        return scores
+        return scores, at_ns
 
-    def _scores(self, ids: Ids, at: Any) -> NDArray[np.float64]:
+    def _scores(self, ids: Ids, at: Any) -> tuple[NDArray[np.float64], int | None]:
         self._check_open()
         at_ns = self._at_ns(at)
         unknown = unknown_ids(ids, self._core.kind)
         if at_ns is None or self._core.kind is None:
-            return np.zeros(len(ids), np.float64)
-        return self._core.shards.scores(ids, unknown, at_ns)
+            return np.zeros(len(ids), np.float64), at_ns
+        return self._core.shards.scores(ids, unknown, at_ns), at_ns
 
     def features(self, user_ids: Any = None, *, at: Any = None) -> Any:
         """What is known of users' windows at an instant.
@@ -461,13 +464,11 @@ class RiskEngine:
             >>> engine.explain("alice").reason
             '1 transaction in the window, sum 10.0000'
         """
+        ids = ids_of_one(user_id, self.config.user_id)
         with self._lock:
-            self._check_open()
-            at_ns = self._at_ns(at)
-            ids = ids_of_one(user_id, self.config.user_id)
-            score = float(self._scores(ids, at)[0])
+            scores, at_ns = self._scores(ids, at)
             times, units = self._entries(ids)
-        return Explanation.of(user_id, score, times, units, 0 if at_ns is None else at_ns, self.config)
+        return Explanation.of(user_id, float(scores[0]), times, units, 0 if at_ns is None else at_ns, self.config)
 
     def _entries(self, ids: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Times and units of one user's retained transactions."""

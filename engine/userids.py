@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from engine.arrays import NO_BYTES, check_whole
+from engine.arrays import NO_BYTES, NO_INTS, check_whole, frozen
 from engine.columns import Ids, ids_of
 from engine.errors import SchemaError
-
-_NO_NUMBERS: Final = np.empty(0, np.int64)
 
 
 def ids_of_one(user_id: Any, column: str) -> Ids:
@@ -28,9 +26,9 @@ def ids_of_one(user_id: Any, column: str) -> Ids:
     if isinstance(user_id, str | bytes):
         data = bytes_of_one(user_id, column)
         kind = "string" if isinstance(user_id, str) else "binary"
-        return Ids(kind, _NO_NUMBERS, np.array([0, len(data)]), data, None)
+        return Ids(kind, NO_INTS, np.array([0, len(data)]), data, None)
     if isinstance(user_id, int | np.integer) and not isinstance(user_id, bool) and -(2**63) <= user_id < 2**63:
-        return Ids("int64", np.array([int(user_id)]), _NO_NUMBERS, NO_BYTES, None)
+        return Ids("int64", np.array([int(user_id)]), NO_INTS, NO_BYTES, None)
     try:
         return ids_of(_plain_array([user_id]), column)
     except (pa.ArrowException, OverflowError) as error:
@@ -69,6 +67,14 @@ def id_array(user_ids: Any) -> tuple[Any, bool]:
         return _plain_array(user_ids), False
     except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
         raise SchemaError(f"user_ids cannot be an Arrow array: {error}; give integers, strings or bytes of one kind") from error
+
+
+def asked_ids(user_ids: Any, column: str) -> tuple[Ids, bool]:
+    """The ids of a lookup, and whether they came as Arrow data. NumPy's int64 is taken as it is. Raises as `id_array` and `ids_of`."""
+    if type(user_ids) is np.ndarray and user_ids.dtype == np.int64 and user_ids.ndim == 1 and user_ids.flags.carray:
+        return Ids("int64", frozen(user_ids), NO_INTS, NO_BYTES, None), False
+    array, is_arrow = id_array(user_ids)
+    return ids_of(array, column), is_arrow
 
 
 def _arrow_array(user_ids: Any) -> Any:

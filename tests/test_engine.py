@@ -492,6 +492,14 @@ class TestScoresOut:
         assert make().explain("a").count == 0
         assert "&lt;" not in explanation._repr_html_()
 
+    def test_explain_is_of_one_instant(self) -> None:
+        """Though the wall clock goes on meanwhile."""
+        walls = iter(range(0, 10**6, 61))
+        engine = make(clock="wall", now=lambda: next(walls) * SECOND)
+        engine.add("a", 10, second(0))
+        explanation = engine.explain("a")
+        assert explanation.score * explanation.count == float(explanation.sum) == 10.0
+
     def test_right_closed_windows_leave_out_the_old_edge(self) -> None:
         engine = make(closed="right")
         engine.ingest(rows(("a", 10, 0), ("a", 20, 60)), scores=True)

@@ -152,7 +152,7 @@ def test_instants() -> None:
 def test_a_clock_that_runs_away_between_taking_the_instant_and_asking(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(rows("string"))
     service = Service.of(engine)
-    ask, calls = engine.scores, []
+    ask, calls = engine.features, []
 
     def overtaken(ids: Any, at: Any) -> Any:
         calls.append(at)
@@ -160,8 +160,8 @@ def test_a_clock_that_runs_away_between_taking_the_instant_and_asking(monkeypatc
             engine.add("later", 1, "1970-01-01T01:00:00Z")
         return ask(ids, at=at)
 
-    monkeypatch.setattr(engine, "scores", overtaken)
-    assert service.scores(pa.array(["later"]))[0].to_pylist() == [1.0]
+    monkeypatch.setattr(engine, "features", overtaken)
+    assert service.features(pa.array(["later"]))[0]["score"].to_pylist() == [1.0]
     assert len(calls) == 2
 
 

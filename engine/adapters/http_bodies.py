@@ -6,20 +6,27 @@ message are. Arrow bodies are streams, with what `messages` demands of those fro
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import numpy as np
 import orjson
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from engine.config import Config
 from engine.errors import ConfigError, EngineError, SchemaError
+from engine.kernels.integers import parse_integers
 from engine.messages import OFFSET, ROW, TOO_LARGE, UNDECODABLE, decode, decode_ids, encode_arrow
 from engine.service import Service
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 ARROW: Final = "application/vnd.apache.arrow.stream"
+
+#: What is around the ids of a request for scores.
+_HEAD: Final = re.compile(rb'[ \t\r\n]*\{[ \t\r\n]*"user_ids"[ \t\r\n]*:[ \t\r\n]*\[')
+_TAIL: Final = re.compile(rb'[ \t\r\n]*(?:,[ \t\r\n]*"at"[ \t\r\n]*:[ \t\r\n]*null[ \t\r\n]*)?\}[ \t\r\n]*')
 
 #: Column of `?rejects=true`: the row's place in the request.
 REQUEST_ROW: Final = "request_row"
@@ -50,14 +57,13 @@ def json_of(body: bytes) -> Any:
 
 
 def lookup(body: bytes, content: str, service: Service, users_max: int) -> tuple[Any, Any]:
-    """User ids, as an Arrow array, and the instant of a request for scores; None if it tells none.
+    """User ids, as an Arrow array or NumPy's int64, and the instant of a request for scores; None if it tells none.
 
     Raises:
         BodyError, SchemaError, ConfigError, TooLargeError: It cannot be answered; says why.
     """
-    if content == ARROW:
-        users, at = decode_ids(body, service.config.user_id), None
-    else:
+    users, at = decode_ids(body, service.config.user_id) if content == ARROW else _plain_lookup(body, service, users_max), None
+    if users is None:
         asked = json_of(body)
         if not isinstance(asked, dict) or not isinstance(asked.get("user_ids"), list):
             raise SchemaError('the body must be an object such as {"user_ids": ["alice", "bob"], "at": null}')
@@ -71,6 +77,16 @@ def lookup(body: bytes, content: str, service: Service, users_max: int) -> tuple
         users = service.users_of(users)
     _check_count(users, users_max)
     return users, at
+
+
+def _plain_lookup(body: bytes, service: Service, users_max: int) -> NDArray[np.int64] | None:
+    """The ids of a request that has integers only and no instant, as most have; None if it is another, or none at all."""
+    head = _HEAD.match(body)
+    if head is None or service.kind() != "int64":
+        return None
+    found = np.empty(min(len(body) // 2, users_max) + 1, np.int64)
+    count = parse_integers(np.frombuffer(body, np.uint8), head.end(), found)
+    return found[:count] if count > 0 and _TAIL.fullmatch(body, int(found[count])) else None
 
 
 def _check_count(users: Any, users_max: int) -> None:

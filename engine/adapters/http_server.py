@@ -22,6 +22,7 @@ from importlib import resources
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 
+import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
@@ -232,18 +233,18 @@ class Answers:
         _query(scope)
         headers = dict(scope["headers"])
         content, wanted = _content(headers, (JSON, ARROW)), _accepted(headers)
-        async with self._body(headers, receive) as body:
-            began = time.perf_counter()
+        body = await self._body(headers, receive)
+        began = time.perf_counter()
 
-            def answer() -> bytes:
-                users, at = lookup(body, content, self._service, self._limits.users)
-                scores, at_ns = self._service.scores(users, at)
-                if wanted == ARROW:
-                    return scores_arrow(users, scores)
-                return dumped({"scores": scores.to_numpy(zero_copy_only=False), "at": time_json(at_ns)})
+        def answer() -> bytes:
+            users, at = lookup(body, content, self._service, self._limits.users)
+            scores, at_ns = self._service.scores(users, at)
+            if wanted == ARROW:
+                return scores_arrow(users, scores)
+            return dumped({"scores": np.asarray(scores), "at": time_json(at_ns)})
 
-            is_long = len(body) > 16 * _SHORT_USERS or self._service.is_busy()
-            found = await self._by_thread(lambda: self._service.settled(answer)) if is_long else self._service.settled(answer)
+        is_short = len(body) <= 16 * _SHORT_USERS and not self._service.is_busy()
+        found = await self._worked(body, lambda: self._service.settled(answer), is_short)
         self._served.observer.looked_up(time.perf_counter() - began)
         return found, wanted
 
@@ -256,14 +257,14 @@ class Answers:
         service = self._service
         if not service.writable:
             raise HTTPException(405, "this server reads its transactions from Kafka; send them to the topic", {"allow": ""})
-        async with self._body(headers, request.receive) as body:
-            began = time.perf_counter()
+        body = await self._body(headers, request.receive)
+        began = time.perf_counter()
 
-            def answer() -> bytes:
-                table = transactions(body, content, service.config, service.kind(), rejects)
-                return dumped(ingested_json(None if table is None else service.ingest(table, scores), rejects))
+        def answer() -> bytes:
+            table = transactions(body, content, service.config, service.kind(), rejects)
+            return dumped(ingested_json(None if table is None else service.ingest(table, scores), rejects))
 
-            found = await self._by_thread(answer)
+        found = await self._worked(body, answer)
         self._served.observer.ingested(time.perf_counter() - began)
         return Response(found, media_type=JSON)
 
@@ -325,9 +326,8 @@ class Answers:
             raise StaleError(f"{self._limits.streams} streams of events are open already; close one, or wait")
         return StreamingResponse(self._watch.stream(), media_type="text/event-stream")
 
-    @contextlib.asynccontextmanager
-    async def _body(self, headers: Headers, receive: Receive) -> AsyncIterator[bytes]:
-        """The body of a request, of which no more is kept than the limits allow."""
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        """The body of a request, of which no more is kept than the limits allow. It is held until it is worked on."""
         limits = self._limits
         told = headers.get(b"content-length", b"0")
         if not told.isdigit() or int(told) > limits.body_bytes:
@@ -349,9 +349,17 @@ class Answers:
                     raise TooLargeError(f"the body has more than {limits.body_bytes:,} bytes; send it in parts")
                 if self._held > limits.bodies_bytes:
                     raise StaleError("too much is being sent by all clients together; try again in a second")
-            yield parts[0] if len(parts) == 1 else b"".join(parts)
-        finally:
+        except BaseException:
             self._held -= length
+            raise
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _worked(self, body: bytes, work: Callable[[], bytes], at_once: bool = False) -> bytes:
+        """What is made of a body, here or in a thread; afterwards it is no longer held."""
+        try:
+            return work() if at_once else await self._by_thread(work)
+        finally:
+            self._held -= len(body)
 
     def close(self) -> None:
         """End the threads."""

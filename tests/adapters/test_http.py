@@ -215,7 +215,9 @@ class TestAnswers:
             {"user_id": "alice", "amount": 1.5, "timestamp": told, "request_row": 0, "reason": "timestamp_out_of_range"}
         ]
 
-    @pytest.mark.parametrize(("kind", "told"), [(pa.decimal128(12, -3), "7.5E+4"), (pa.decimal256(70, 60), None)])
+    @pytest.mark.parametrize(
+        ("kind", "told"), [(pa.decimal128(12, -3), "7.5E+4"), (pa.decimal256(70, 60), None), (pa.decimal128(9, 38), "0." + 36 * "0" + "75")]
+    )
     def test_rejects_whose_amounts_have_odd_scales(self, serve: Callable[..., Server], kind: Any, told: str | None) -> None:
         units = (75).to_bytes(kind.byte_width, "little")
         amount = pa.Array.from_buffers(kind, 1, [None, pa.py_buffer(units)])
@@ -310,8 +312,14 @@ IDS = encode_arrow(pa.table({"user_id": ["alice"]}))
 OLD = "1990-01-01T00:00:00Z"
 ONE = json.dumps(row("alice", 1)).encode()
 ROWS = encode_arrow(pa.Table.from_pylist([row("alice", 1)]))
-SCALE = pa.Array.from_buffers(pa.decimal128(12, 65538), 1, [None, pa.py_buffer(bytes(16))])
-SCALED = encode_arrow(pa.table({"user_id": ["alice"], "amount": SCALE, "timestamp": [1]}))
+
+
+def scaled(kind: Any) -> bytes:
+    """A row with an amount of 0."""
+    amount = pa.Array.from_buffers(kind, 1, [None, pa.py_buffer(bytes(kind.byte_width))])
+    return encode_arrow(pa.table({"user_id": ["alice"], "amount": amount, "timestamp": [1]}))
+
+
 #: (method, path, body, content type, status, what the text names)
 BAD: list[tuple[str, str, bytes | None, str | None, int, str]] = [
     # a user's score
@@ -377,7 +385,9 @@ BAD: list[tuple[str, str, bytes | None, str | None, int, str]] = [
     ("POST", "/v1/transactions", ROWS[:-40], ARROW, 400, "the body"),
     ("POST", "/v1/transactions", encode_arrow(pa.table({"user_id": ["a"]})), ARROW, 422, "amount"),
     ("POST", "/v1/transactions", encode_arrow(pa.table({"user_id": [7], "amount": [1], "timestamp": [1]})), ARROW, 422, "string"),
-    ("POST", "/v1/transactions", SCALED, ARROW, 422, "scale"),
+    ("POST", "/v1/transactions", scaled(pa.decimal128(12, 65538)), ARROW, 422, "scale"),
+    ("POST", "/v1/transactions", scaled(pa.decimal128(38, 39)), ARROW, 422, "-38 to 38"),
+    ("POST", "/v1/transactions", scaled(pa.decimal256(76, -77)), ARROW, 422, "-76 to 76"),
     ("POST", "/v1/transactions?scores=yes", ONE, JSON, 400, "scores='yes'"),
     ("POST", "/v1/transactions?reject=true", ONE, JSON, 400, "'reject'"),
     ("POST", "/v1/transactions", b" " * 5000, NDJSON, 413, "4,096"),
@@ -558,6 +568,7 @@ class TestLimits:
             assert (told.status, told.headers["retry-after"]) == (503, "1")
         until(lambda: server.http._gate.answers._held == 0, what="nothing is held")
         assert server.ingest(row("alice", 1)).status == 200
+        assert server.http._gate.answers._held == 0
 
     def test_requests_at_a_time(self, serve: Callable[..., Server]) -> None:
         server = serve(limits=Limits(requests=2, seconds=30))
