@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 KAFKA = "4.2.0"
@@ -22,7 +23,7 @@ ARTIFACTS = {
 DEPENDENCY = "<dependency><groupId>{0}</groupId><artifactId>{1}</artifactId><version>{2}</version></dependency>"
 PROJECT = """<project>
   <modelVersion>4.0.0</modelVersion>
-  <groupId>riskring</groupId><artifactId>brokers</artifactId><version>1</version><packaging>pom</packaging>
+  <groupId>riskring</groupId><artifactId>tests</artifactId><version>1</version><packaging>pom</packaging>
   <dependencies>{}</dependencies>
 </project>
 """
@@ -37,22 +38,32 @@ def folder() -> Path:
 
 def jars() -> Path:
     """The folder of jars; the first call on a machine fetches 43 MB."""
-    lib = folder()
+    return fetched(folder(), [f"{name}:{version}" for name, version in ARTIFACTS.items()])
+
+
+def fetch_into(name: str, artifacts: Sequence[str], transitive: bool = True) -> Path:
+    """A folder beside that of Kafka's jars, with other jars."""
+    return fetched(folder().with_name(name), artifacts, transitive)
+
+
+def fetched(lib: Path, artifacts: Sequence[str], transitive: bool = True) -> Path:
+    """The folder `lib` with some jars; fetched if it is not there."""
     lib.parent.mkdir(parents=True, exist_ok=True)
     with lib.with_name(f"{lib.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed, also by the end of the process
         if not lib.is_dir():
-            fetch(lib)
+            fetch(lib, artifacts, transitive)
     return lib
 
 
-def fetch(lib: Path) -> None:
+def fetch(lib: Path, artifacts: Sequence[str], transitive: bool) -> None:
     unfinished = lib.with_name(f"{lib.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     unfinished.mkdir()
-    dependencies = "".join(DEPENDENCY.format(*name.split(":"), version) for name, version in ARTIFACTS.items())
+    dependencies = "".join(DEPENDENCY.format(*artifact.split(":")) for artifact in artifacts)
     (unfinished / "pom.xml").write_text(PROJECT.format(dependencies))
     command = ["mvn", "-q", "-B", "-C", "dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={unfinished}"]
+    command += [] if transitive else ["-DexcludeTransitive=true"]
     done = subprocess.run(
         command, cwd=unfinished, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
