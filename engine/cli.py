@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from engine import __version__, benchmark, serving, streaming
+from engine import __version__, benchmark, hosting, serving, streaming
 from engine.config import Config
 from engine.errors import ConfigError, EngineError, SnapshotError
 from engine.flags import USAGE, Parser, add_engine_flags, add_global_flags, command, engine_options, examples, is_on, quantity, settle, size
@@ -111,7 +111,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
     several = (
         *(_add_run, _add_score, _add_top, _add_explain, _add_snapshot, _add_verify, _add_generate, _add_plan, _add_doctor, _add_bench),
-        *(streaming.add_node, streaming.add_produce, serving.add_serve),
+        *(streaming.add_node, streaming.add_produce, hosting.add_flink, serving.add_serve),
     )
     for add in several:
         add(commands)

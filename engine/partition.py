@@ -325,6 +325,30 @@ def exact_from(arrival_ns: int, config: Config) -> int:
     return min(arrival_ns + 1 + (config.max_ahead_ns or 0) + config.retention_ns, TIME_NS_MAX)
 
 
+class Beginning(NamedTuple):
+    """Where a state that is read from the log alone begins.
+
+    Attributes:
+        position: The first offset that is read.
+        exact_from_ns: As in `Partition`, as far as it is known before a record was read.
+        is_first: Whether the log has nothing before it, but had once: its first record says how late that was.
+        target: The end of the log at that time.
+    """
+
+    position: int
+    exact_from_ns: int | None
+    is_first: bool
+    target: int
+
+
+def beginning(ends: Ends, from_start: bool, now_ns: int, config: Config) -> Beginning:
+    """Where to begin in a log with these ends, without a snapshot: at its start, or as far back as a rebuild goes."""
+    low = ends.low
+    first = low if from_start else max(low, ends.since)
+    exact_from_ns = None if first == 0 else exact_from(now_ns if first == low else ends.since_ns, config)
+    return Beginning(first, exact_from_ns, 0 < first == low, ends.high)
+
+
 def recover(
     number: int,
     topic: Topic,
@@ -372,10 +396,9 @@ def recover(
         else:
             return _restored(engine, number, topic, options, shared, log)
     engine = RiskEngine(**options, now=now)
-    first = low if from_start else max(low, ends.since)
-    exact_from_ns = None if first == 0 else exact_from(now() if first == low else ends.since_ns, engine.config)
-    log("info", "rebuild from the log", partition=number, position=first, end=high, exact_from=exact_from_ns)
-    return Partition(number, topic, engine, first, exact_from_ns, starts_at_first=0 < first == low, **shared)
+    first = beginning(ends, from_start, now(), engine.config)
+    log("info", "rebuild from the log", partition=number, position=first.position, end=high, exact_from=first.exact_from_ns)
+    return Partition(number, topic, engine, first.position, first.exact_from_ns, starts_at_first=first.is_first, **shared)
 
 
 def saved_position(state: str, number: int, topic: Topic) -> int:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _ROWS_PER_MESSAGE: Final = 8192
 
 
-def _add_cluster(parser: Parser) -> None:
+def add_cluster(parser: Parser) -> None:
+    """Add the flags that say where Kafka is."""
     group = parser.add_argument_group("Kafka")
     parser.flag("--brokers", group=group, metavar="HOST:PORT,...", help="where to find the cluster")
     parser.flag("--topic", group=group, metavar="TOPIC", help="which topic")
@@ -56,7 +57,12 @@ def client_options(args: argparse.Namespace) -> dict[str, str]:
     return options
 
 
-def _wanted(args: argparse.Namespace, *names: str) -> None:
+def wanted(args: argparse.Namespace, *names: str) -> None:
+    """Demand flags.
+
+    Raises:
+        ConfigError: One was not given.
+    """
     for name in names:
         if not getattr(args, name.replace("-", "_")):
             raise ConfigError(f"{args.parser.prog.split()[-1]} needs --{name}")
@@ -77,7 +83,7 @@ def add_node(commands: Any) -> None:
         "riskring node status --redis redis://localhost",
     )
     parser.add_argument("what", nargs="?", choices=("status",), help="show the heartbeats in Redis, and end")
-    _add_cluster(parser)
+    add_cluster(parser)
     group = parser.add_argument_group("node")
     parser.flag("--group", group=group, metavar="GROUP", help="consumer group; its members share the partitions")
     parser.flag("--group-protocol", group=group, choices=("classic", "consumer"), default="classic", help="how they do (consumer: KIP-848)")
@@ -102,7 +108,7 @@ def add_node(commands: Any) -> None:
 def _node(args: argparse.Namespace) -> int:
     if args.what == "status":
         return _status(args)
-    _wanted(args, "brokers", "topic", "group")
+    wanted(args, "brokers", "topic", "group")
     from engine.node import Node, Plan  # noqa: PLC0415 - compiles kernels
 
     options: dict[str, Any] = {"clock": "wall", "time_unit": "ms", "shards": 1} | engine_options(args)
@@ -189,7 +195,7 @@ def _sinks(args: argparse.Namespace) -> list[Any]:
 
 
 def _status(args: argparse.Namespace) -> int:
-    _wanted(args, "redis")
+    wanted(args, "redis")
     with extra("redis"):
         from engine.adapters.redis_cache import heartbeats  # noqa: PLC0415 - an extra
 
@@ -219,7 +225,7 @@ def add_produce(commands: Any) -> None:
         "riskring generate --rows 1M -o - | riskring produce - --brokers localhost:9092 --topic payments --format json --rate 50k",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="Parquet, Arrow IPC, CSV or NDJSON file, folder, glob, or -")
-    _add_cluster(parser)
+    add_cluster(parser)
     group = parser.add_argument_group("messages")
     parser.flag("--format", group=group, choices=("arrow", "json"), default="arrow", help="many rows a message, or one")
     parser.flag(
@@ -230,7 +236,7 @@ def add_produce(commands: Any) -> None:
 
 
 def _produce(args: argparse.Namespace) -> int:
-    _wanted(args, "brokers", "topic")
+    wanted(args, "brokers", "topic")
     if args.rows_per_message < 1 or (args.rate is not None and args.rate < 1):
         raise ConfigError("--rows-per-message and --rate must be at least 1")
     with extra("kafka"):

@@ -22,17 +22,17 @@ ROOT = Path(__file__).parent.parent
 LINES_MAX = 700
 
 ADAPTERS_ORDER = ["__init__", "peers", "kafka_source", "kafka_producer", "redis_sink", "redis_cache", "logs", "metrics"]
-ADAPTERS_ORDER += ["openapi", "http_bodies", "http_server", "http_listener", "flight_server", "client"]
+ADAPTERS_ORDER += ["openapi", "http_bodies", "http_server", "http_listener", "flight_server", "client", "flink_job"]
 #: The client libraries that adapters may import.
 CLIENTS = {"chdb", "confluent_kafka", "datafusion", "duckdb", "polars", "prometheus_client", "redis", "river", "structlog", "tenacity"}
-CLIENTS |= {"orjson", "starlette", "urllib3", "uvicorn"}
+CLIENTS |= {"orjson", "pyflink", "starlette", "urllib3", "uvicorn"}
 
 #: A file imports only from files to its left. `__init__` hands out names of `engine` and `results` when they are first asked for.
 ORDER = [
     *["errors", "access", "config", "memory", "arrays", "kernels"],
     *["rounding", "texts", "instants", "capacity", "results", "columns", "userids", "ndjson", "sources", "outputs"],
     *["entries", "copies", "index", "watch", "shard", "shards", "ranking", "core", "storage", "snapshot", "saving", "engine", "replay"],
-    *["partitions", "service", "answers", "pulse", "messages", "ticks", "partition", "publisher", "node", "produce"],
+    *["partitions", "service", "answers", "pulse", "messages", "ticks", "partition", "publisher", "node", "hosted", "produce"],
     *[
         "reference",
         "generate",
@@ -47,6 +47,7 @@ ORDER = [
         "__init__",
         "serving",
         "streaming",
+        "hosting",
         "cli",
     ],
 ]

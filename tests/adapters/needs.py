@@ -49,7 +49,8 @@ def need_flink() -> None:
     """What `tests.adapters.flink` needs: Java, Maven, and an environment with Flink and the extra `flink`."""
     need({"java": "openjdk-17-jre-headless", "mvn": "maven"}, {})
     if not os.environ.get("RISKRING_FLINK_PYTHON"):
-        reason = "needs Flink: python3 -m venv flink && flink/bin/pip install 'riskring[flink]' && export RISKRING_FLINK_PYTHON=$PWD/flink/bin/python"
+        environment = "python3 -m venv flink && flink/bin/pip install 'riskring[flink]'"
+        reason = f"needs Flink: {environment} && export RISKRING_FLINK_PYTHON=$PWD/flink/bin/python"
         if os.environ.get("CI") == "true":
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
