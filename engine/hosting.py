@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,12 @@ from engine.terminal import Terminated, heed_sigterm
 #: Flink's connector for Kafka, by which Maven knows it; and the versions of Java that Flink runs on.
 CONNECTOR: Final = "org.apache.flink:flink-sql-connector-kafka:5.0.0-2.2"
 _JAVA: Final = (11, 17, 21)
+
+#: The longest transaction that brokers allow by default.
+_TRANSACTION_SECONDS: Final = 900
+
+_ANSWER_SECONDS: Final = 10.0
+_REFUSED: Final = "Flink does not take the job: "
 
 #: Names of librdkafka, which `--kafka` takes as `node` does, for Java's clients; of what is not named here both have the same.
 _JAVA_NAMES: Final = {"ssl.ca.location": "ssl.truststore.location", "sasl.mechanisms": "sasl.mechanism"}
@@ -121,6 +128,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigError(f"--parallelism {args.parallelism}: must be from 1 to --max-parallelism {args.max_parallelism}")
     if args.from_savepoint == "latest" and not args.checkpoints:
         raise ConfigError("--from-savepoint latest: needs --checkpoints, the folder to look into")
+    if args.exactly_once and seconds(args.checkpoint_every, "checkpoint-every") >= _TRANSACTION_SECONDS:
+        raise ConfigError(f"--checkpoint-every {args.checkpoint_every}: must be less than 15 minutes, after which brokers end transactions")
     topics = [topic for topic in (args.topic, args.scores_topic, args.changes_topic, args.dead_letter_topic) if topic]
     if len(set(topics)) < len(topics):
         raise ConfigError("--topic, --scores-topic, --changes-topic and --dead-letter-topic must be different topics")
@@ -166,24 +175,23 @@ def _jar(given: str | None) -> Path:
 
 def _submitted(args: argparse.Namespace, home: Path) -> int:
     """Hand the job over to a cluster by Flink's own client, which runs this command once more."""
-    words = [word for word in sys.argv[1:] if word != "flink"]
+    host, _, port = args.cluster.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
+    except (OSError, ValueError):
+        raise ConnectorError(f"--cluster {args.cluster}: no JobManager answers there; start one, or give HOST:PORT of its REST") from None
+    words = sys.argv[sys.argv.index("flink") + 1 :]
     point = ["-s", _savepoint(args)] if args.from_savepoint else []
-    script = home.parent / "engine" / "adapters" / "flink_job.py"
-    script = script if script.exists() else Path(__file__).parent / "adapters" / "flink_job.py"
-    settings = [f"-D{name}={value}" for name, value in _flink_options(args).items()]
-    run = [str(home / "bin" / "flink"), "run", "-d", "-m", args.cluster, *settings, *point]
-    environment = {**os.environ, "PYFLINK_CLIENT_EXECUTABLE": sys.executable}
-    done = subprocess.run(
-        [*run, "-pyclientexec", sys.executable, "-py", str(script), *words], env=environment, capture_output=True, text=True, check=False
-    )
+    script = Path(__file__).parent / "adapters" / "flink_job.py"
+    run = [str(home / "bin" / "flink"), "run", "-d", "-m", args.cluster, *point, "-pyclientexec", sys.executable, "-py", str(script)]
+    done = subprocess.run([*run, *words], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         print(done.stdout, end="")
         return 0
     text = done.stdout + done.stderr
     told = re.findall(r"^riskring: error: (.*)$", text, re.MULTILINE) or re.findall(r"^Caused by: (.*)$", text, re.MULTILINE)
-    if re.search(r"Connection refused|Could not (?:connect|retrieve)|UnknownHost", text) and not re.search("riskring: error", text):
-        raise ConnectorError(f"--cluster {args.cluster}: no JobManager answers there; start one, or give the address of its REST port")
-    raise ConnectorError(f"Flink does not take the job: {told[-1] if told else text.strip()[-500:]}")
+    why = (told[-1] if told else text.strip()[-500:]).removeprefix(_REFUSED)
+    raise ConnectorError(_REFUSED + why)
 
 
 def _savepoint(args: argparse.Namespace) -> str:

@@ -14,6 +14,9 @@ This file is read twice: by the client, which builds the job, and by the workers
 
 from __future__ import annotations
 
+import builtins
+import importlib
+import json
 import logging
 import os
 import runpy
@@ -33,6 +36,12 @@ from pyflink.datastream.state import MapStateDescriptor, ValueStateDescriptor
 from pyflink.java_gateway import get_gateway
 from pyflink.table import StatementSet, StreamTableEnvironment
 
+# Workers of PyFlink have a `print` of their own, which Numba does not find where it looks for it when it is imported.
+_print = builtins.print
+builtins.print = getattr(getattr(_print, "__self__", None), "_print", _print)
+importlib.import_module("engine.kernels")
+builtins.print = _print
+
 from engine.adapters.kafka_producer import KafkaOutput
 from engine.errors import ConnectorError
 from engine.hosted import Hosted, Plan
@@ -51,17 +60,6 @@ _RESTING_TICKS: Final = 8
 
 #: Bytes of a value that is sent: what brokers take by default, with room for key and headers.
 _VALUE_BYTES_MAX: Final = 990_000
-
-#: What goes out of the function: topic, key, value, headers.
-_OUT: Final = Types.ROW_NAMED(
-    ["topic", "k", "v", "headers"],
-    [
-        Types.STRING(),
-        Types.PRIMITIVE_ARRAY(Types.BYTE()),
-        Types.PRIMITIVE_ARRAY(Types.BYTE()),
-        Types.MAP(Types.STRING(), Types.PRIMITIVE_ARRAY(Types.BYTE())),
-    ],
-)
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,12 @@ class Job:
     exactly_once: bool
     jar: Path
     flink: Mapping[str, str]
+
+
+def _out() -> Any:
+    """The type of what goes out of the function: topic, key, value, headers."""
+    value = Types.PRIMITIVE_ARRAY(Types.BYTE())
+    return Types.ROW_NAMED(["topic", "k", "v", "headers"], [Types.STRING(), value, value, Types.MAP(Types.STRING(), value)])
 
 
 class Outbox:
@@ -181,7 +185,7 @@ class LateSink:
 class EngineFunction(KeyedProcessFunction):
     """Engines of the partitions that Flink gives to one worker.
 
-    Input are rows of (offset, Kafka time, value), by partition; output are rows of `_OUT`.
+    Input are rows of (offset, Kafka time, value), by partition; output are rows of `_out`.
     """
 
     def __init__(self, job: Job) -> None:
@@ -190,7 +194,8 @@ class EngineFunction(KeyedProcessFunction):
     def open(self, runtime_context: RuntimeContext) -> None:
         """Begin; engines are made when their partitions are first seen."""
         job = self._job
-        message = Types.ROW([Types.LONG(), Types.PRIMITIVE_ARRAY(Types.BYTE())])
+        # With names, since a worker has no Java to ask for them.
+        message = Types.ROW_NAMED(["arrival_ns", "value"], [Types.LONG(), Types.PRIMITIVE_ARRAY(Types.BYTE())])
         self._keeper = StateKeeper(
             runtime_context.get_state(ValueStateDescriptor("place", Types.STRING())),
             runtime_context.get_map_state(MapStateDescriptor("messages", Types.LONG(), message)),
@@ -356,11 +361,11 @@ def environment(job: Job) -> tuple[StreamExecutionEnvironment, StreamTableEnviro
     for name, value in job.flink.items():
         configuration.set_string(name, value)
     configuration.set_string("pipeline.name", job.name)
-    configuration.set_string("pipeline.jars", job.jar.resolve().as_uri())
     env = StreamExecutionEnvironment.get_execution_environment(configuration)
+    env.add_jars(job.jar.resolve().as_uri())
     tables = StreamTableEnvironment.create(env)
     messages = _source(job, tables)
-    told = messages.process(EngineFunction(job), _OUT).name("engine").uid("engine")
+    told = messages.process(EngineFunction(job), _out()).name("engine").uid("engine")
     tables.create_temporary_view("told", tables.from_data_stream(told))
     statements = tables.create_statement_set()
     topics = [topic for topic in (job.scores_topic, job.changes_topic, job.dead_letter_topic) if topic is not None]
@@ -432,9 +437,16 @@ def _quoted(text: str) -> str:
 
 
 def explained(job: Job) -> str:
-    """What Flink will do, as it tells it."""
-    _, _, statements = environment(job)
-    return str(statements.explain())
+    """What Flink will do: its operators, each with those it reads from, and the tables' part as Flink tells it."""
+    env, _, statements = environment(job)
+    tables = str(statements.explain())
+    statements.attach_as_datastream()
+    lines = []
+    for node in json.loads(env.get_execution_plan())["nodes"]:
+        before = ", ".join(str(each["id"]) for each in node.get("predecessors", ()))
+        text = " ".join(node["contents"].split())
+        lines.append(f"{node['id']}: {text} (parallelism {node['parallelism']}){f' <- {before}' if before else ''}")
+    return "\n".join(["== Operators ==", *lines, "", tables])
 
 
 def start(job: Job) -> Any:

@@ -176,9 +176,9 @@ class TestLocal:
         until(lambda: len(log_of(kafka, letters, 0)) >= len(bad), what="dead letters")
         assert running.stop() == 143
         told = [(dict(message.headers()), message.value()) for message in log_of(kafka, letters, 0)]
-        assert [value for _, value in told] == bad
+        assert sorted(value or b"" for _, value in told) == sorted(value or b"" for value in bad)
         assert {(headers["topic"].decode(), headers["partition"]) for headers, _ in told} == {(topic, b"0")}
-        assert [headers["reason"].decode() for headers, _ in told] == ["undecodable", "bad_amount", "undecodable", "undecodable"]
+        assert sorted(headers["reason"].decode() for headers, _ in told) == ["null_amount", *["undecodable"] * 3]
 
     def test_changes(self, job: Callable[..., Process], kafka: Cluster) -> None:
         """Whoever takes the last message of each user has every score."""
@@ -213,7 +213,7 @@ class TestLocal:
         words = ["--brokers", kafka.bootstrap, "--topic", topic, "--scores-topic", scores, "--jar", str(connector()), "--explain"]
         done = run([python(), "-m", "engine.cli", "flink", *words], local(tmp_path), 120)
         assert done.returncode == 0, done.stderr
-        assert "Physical Execution Plan" in done.stdout and topic in done.stdout and "sink0" in done.stdout
+        assert "== Operators ==" in done.stdout and "engine (parallelism 1) <-" in done.stdout and "sink0" in done.stdout
 
     def test_addresses_at_which_nobody_is(self, kafka: Cluster, free_port: int, tmp_path: Path) -> None:
         topic, nobody = kafka.new_topic(1), f"{LOOPBACK}:{free_port}"
@@ -226,7 +226,8 @@ class TestLocal:
             ([*here, "--cluster", nobody], f"--cluster {nobody}: no JobManager answers there"),
         ):
             done = run([python(), "-m", "engine.cli", "flink", *words, "--jar", str(connector())], local(tmp_path), 120)
-            assert (done.returncode, told in done.stderr, len(done.stderr.splitlines())) == (1, True, 1), done.stderr
+            lines = [line for line in done.stderr.splitlines() if "rdkafka" not in line]
+            assert (done.returncode, len(lines), told in lines[-1]) == (1, 1, True), done.stderr
 
 
 class TestCluster:
