@@ -29,7 +29,6 @@ _JAVA: Final = (11, 17, 21)
 _TRANSACTION_SECONDS: Final = 900
 
 _ANSWER_SECONDS: Final = 10.0
-_REFUSED: Final = "Flink does not take the job: "
 
 #: Names of librdkafka, which `--kafka` takes as `node` does, for Java's clients; of what is not named here both have the same.
 _JAVA_NAMES: Final = {"ssl.ca.location": "ssl.truststore.location", "sasl.mechanisms": "sasl.mechanism"}
@@ -189,9 +188,11 @@ def _submitted(args: argparse.Namespace, home: Path) -> int:
         print(done.stdout, end="")
         return 0
     text = done.stdout + done.stderr
-    told = re.findall(r"^riskring: error: (.*)$", text, re.MULTILINE) or re.findall(r"^Caused by: (.*)$", text, re.MULTILINE)
-    why = (told[-1] if told else text.strip()[-500:]).removeprefix(_REFUSED)
-    raise ConnectorError(_REFUSED + why)
+    own = re.findall(r"^riskring: error: (.*)$", text, re.MULTILINE)
+    if own:  # it has said all
+        raise ConnectorError(own[-1])
+    causes = re.findall(r"^Caused by: (.*)$", text, re.MULTILINE)
+    raise ConnectorError(f"Flink does not take the job: {causes[-1] if causes else text.strip()[-500:]}")
 
 
 def _savepoint(args: argparse.Namespace) -> str:

@@ -198,11 +198,15 @@ def test_one_signature_per_kernel() -> None:
         assert len(dispatcher.signatures) == 1, name
 
 
-@pytest.mark.parametrize("path", BENCHMARKS, ids=label)
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.flink] * (path.stem == "bench_flink")) for path in BENCHMARKS], ids=label
+)
 def test_benchmarks_run_in_smoke_size(path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "RISKRING_"))}
+    kept = {name: value for name, value in os.environ.items() if name.startswith("RISKRING_FLINK_")}
+    environment = kept | {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "RISKRING_"))}
+    marks = ["-m", "flink"] if path.stem == "bench_flink" else []
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", str(path)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *marks, str(path)],
         cwd=ROOT,
         env=environment | {"RISKRING_BENCH_SMOKE": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

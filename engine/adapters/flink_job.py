@@ -43,7 +43,7 @@ importlib.import_module("engine.kernels")
 builtins.print = _print
 
 from engine.adapters.kafka_producer import KafkaOutput
-from engine.errors import ConnectorError
+from engine.errors import ConfigError, ConnectorError
 from engine.hosted import Hosted, Plan
 from engine.messages import encode_arrow
 from engine.partition import Log
@@ -204,7 +204,7 @@ class EngineFunction(KeyedProcessFunction):
         self._hosted: dict[int, _Mine] = {}
         self._outbox = Outbox(job.partitions)
         self._output = KafkaOutput(self._outbox, job.plan.topic.name, job.dead_letter_topic, job.scores_topic)  # type: ignore[arg-type]
-        urls = Path(job.redis_file).read_text().split() if job.redis_file else job.redis
+        urls = _urls_in(job.redis_file) if job.redis_file else job.redis
         sinks: list[Sink] = [LateSink(url, job.prefix) for url in urls]
         self._publishers = [Publisher(sink, job.tick_ms / 1000, time.time_ns, self._log, lambda _: None) for sink in sinks]
         for publisher in self._publishers:
@@ -297,6 +297,13 @@ class _Mine:
     anew: bool = True
 
 
+def _urls_in(file: str) -> tuple[str, ...]:
+    try:
+        return tuple(Path(file).read_text().split())
+    except OSError as error:
+        raise ConfigError(f"--redis-file {file}: {error.strerror}; it must be there on each machine that has workers") from None
+
+
 def _parts(users: Any) -> Iterator[bytes]:
     """Rows of users as messages that brokers take."""
     from engine.messages import arrow_messages  # noqa: PLC0415
@@ -325,17 +332,18 @@ def _log() -> Log:
 
 def _end_with_task_manager() -> None:
     """End this process when the one that started it is gone: Beam's worker would wait for ever, and could publish on."""
-    if not sys.platform.startswith("linux") or "beam_sdk_worker_main" not in sys.argv[0]:
+    if not sys.platform.startswith("linux") or Path(sys.argv[0]).stem != "beam_boot":
         return  # the client's own process does the work
     if any(thread.name == _ALIVE for thread in threading.enumerate()):
         return
-    boot = os.getppid()
+    boot = os.getppid()  # a script between the two, or what has taken its place
     manager = _parent(boot)
 
     def watch() -> None:
         while os.getppid() == boot and _parent(boot) == manager:
             time.sleep(_ALIVE_SECONDS)
-        os.kill(boot, signal.SIGKILL)
+        if os.getppid() == boot:
+            os.kill(boot, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, name=_ALIVE, daemon=True).start()
