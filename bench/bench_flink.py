@@ -58,7 +58,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
     need_flink()
     settings = {"taskmanager.memory.process.size": "4g", "taskmanager.memory.managed.size": "512m"}
-    with closing(FlinkCluster(tmp_path_factory.mktemp("bench") / "flink", slots=2, config=settings)) as cluster:
+    with closing(FlinkCluster(tmp_path_factory.mktemp("bench") / "flink", slots=2, config=settings, quick=SMOKE)) as cluster:
         yield cluster
 
 
@@ -136,7 +136,9 @@ def hosted(flink: FlinkCluster, kafka: Cluster, topic: str, scores: str) -> None
 def by_sql(flink: FlinkCluster, kafka: Cluster, topic: str, scores: str) -> None:
     text = SCRIPT.read_text().replace("localhost:9092", kafka.bootstrap)
     text = text.replace("'topic' = 'transactions'", f"'topic' = '{topic}'").replace("'topic' = 'scores'", f"'topic' = '{scores}'")
-    text = text.replace("'10 s';", "'2 s';\nSET 'parallelism.default' = '2';\nSET 'pipeline.object-reuse' = 'true';", 1)
+    options = {"parallelism.default": "2", "pipeline.object-reuse": "true", "execution.checkpointing.dir": flink.checkpoints.as_uri()}
+    settings = "".join(f"\nSET '{name}' = '{value}';" for name, value in options.items())
+    text = text.replace("'10 s';", f"'2 s';{settings}", 1)
     submit(flink, text)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import glob
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -24,6 +25,7 @@ from engine.terminal import Terminated, heed_sigterm
 #: Flink's connector for Kafka, by which Maven knows it; and the versions of Java that Flink runs on.
 CONNECTOR: Final = "org.apache.flink:flink-sql-connector-kafka:5.0.0-2.2"
 _JAVA: Final = (11, 17, 21)
+_FLINK: Final = "2.2"
 
 #: The longest transaction that brokers allow by default.
 _TRANSACTION_SECONDS: Final = 900
@@ -145,6 +147,9 @@ def _flink_home() -> Path:
             "Flink is not installed beside this riskring; it wants an environment of its own: "
             "python3 -m venv flink && flink/bin/pip install 'riskring[flink]' && flink/bin/riskring flink ..."
         )
+    version = importlib.metadata.version("apache-flink")
+    if version.split(".")[:2] != _FLINK.split("."):
+        raise EngineError(f"apache-flink {version} is installed, and the job is made for {_FLINK}; pip install 'riskring[flink]'")
     return Path(found.submodule_search_locations[0])
 
 

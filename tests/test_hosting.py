@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +68,13 @@ def test_what_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_environment_without_flink(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*HERE, "--scores-topic", "s"]) == 1
     assert "environment of its own: python3 -m venv flink && flink/bin/pip install 'riskring[flink]'" in capsys.readouterr().err
+
+
+def test_another_flink(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=["somewhere"]))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.20.3")
+    assert main([*HERE, "--scores-topic", "s"]) == 1
+    assert "apache-flink 1.20.3 is installed, and the job is made for 2.2; pip install 'riskring[flink]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

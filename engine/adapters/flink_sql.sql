@@ -28,7 +28,7 @@
 --     has 2**53 or more is rounded twice.
 --  9. Rows without a user, an amount or a time, and messages that are no such JSON object, are dropped silently. There are no dead letters.
 --     Times at or before 1970 are dropped, too, since 0 is when a new user was last looked at. Nothing is "too far ahead": one row of a broken
---     clock moves the watermark, and what others send is late from then on.
+--     clock, even one that is dropped, moves the watermark, and scores that it passes come out without what others send later.
 -- 10. Whether a row belongs to its partition is not checked: users are sent to their operator by name, wherever they came from. With more than one
 --     partition or operator, which rows are late depends on how fast each is read, so two runs may differ. The engine's state is a function of the log.
 -- 11. State is kept for one and a half windows after a user's last row, as rows of Flink's own format: some ten times what the engine takes.
@@ -43,8 +43,8 @@ CREATE TEMPORARY TABLE transactions (
     `timestamp` BIGINT,                                             -- milliseconds since 1970
     `partition` INT METADATA VIRTUAL,
     `offset` BIGINT METADATA VIRTUAL,
-    at AS TO_TIMESTAMP_LTZ(`timestamp`, 3),
-    WATERMARK FOR at AS at - INTERVAL '1' SECOND                    -- how far rows may be out of order; at least a millisecond, for peers
+    event_time AS TO_TIMESTAMP_LTZ(`timestamp`, 3),
+    WATERMARK FOR event_time AS event_time - INTERVAL '1' SECOND    -- how far rows may be out of order; at least a millisecond, for peers
 ) WITH (
     'connector' = 'kafka',
     'topic' = 'transactions',
@@ -80,6 +80,6 @@ SELECT
 FROM (
     SELECT user_id, amount, `timestamp`, `partition`, `offset`, SUM(amount) OVER w AS `sum`, COUNT(*) OVER w AS `count`
     FROM transactions
-    WHERE user_id IS NOT NULL AND amount IS NOT NULL AND at IS NOT NULL
-    WINDOW w AS (PARTITION BY user_id ORDER BY at RANGE BETWEEN INTERVAL '60' SECOND PRECEDING AND CURRENT ROW)
+    WHERE user_id IS NOT NULL AND amount IS NOT NULL AND event_time IS NOT NULL
+    WINDOW w AS (PARTITION BY user_id ORDER BY event_time RANGE BETWEEN INTERVAL '60' SECOND PRECEDING AND CURRENT ROW)
 );

@@ -25,6 +25,9 @@ FLINK = "2.2.1"
 CONNECTOR = "org.apache.flink:flink-sql-connector-kafka:5.0.0-2.2"
 ROOT = Path(__file__).parents[2]
 
+#: Java that begins at once, and takes little of what others need.
+_QUICK = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC "
+
 #: What would make a test slow: who died is missed within seconds, and two workers of Python fit into a small machine.
 CONFIG = {
     "jobmanager.rpc.address": LOOPBACK,
@@ -91,9 +94,11 @@ def environment(folder: Path, more: Mapping[str, str] | None = None) -> dict[str
 
 
 class FlinkCluster:
-    """A JobManager and some TaskManagers below `folder`, with all slots there when this returns."""
+    """A JobManager and some TaskManagers below `folder`, with all slots there when this returns; `quick` ones start soon and run slowly."""
 
-    def __init__(self, folder: Path, managers: int = 1, slots: int = 2, config: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, managers: int = 1, slots: int = 2, config: Mapping[str, str] | None = None, quick: bool = True
+    ) -> None:
         self.folder = folder
         for name in ("conf", "log", "pid", "checkpoints"):
             (folder / name).mkdir(parents=True)
@@ -109,9 +114,9 @@ class FlinkCluster:
             "io.tmp.dirs": str(folder / "tmp"),
             "python.executable": python(),
         }
-        java = re.search(r"(?s)^env:.*?all: (.*?)$", (home() / "conf" / "config.yaml").read_text(), re.MULTILINE)
+        java = re.search(r"^ +all: (.*)$", (home() / "conf" / "config.yaml").read_text(), re.MULTILINE)
         assert java is not None
-        lines = {**CONFIG, **own, **dict(config or {}), "env.java.opts.all": java[1].split("\n")[0]}
+        lines = {**CONFIG, **own, **dict(config or {}), "env.java.opts.all": f"{_QUICK if quick else ''}{java[1]}"}
         (folder / "conf" / "config.yaml").write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in lines.items()))
         self.environment = environment(folder)
         script = str(home() / "bin" / "jobmanager.sh")

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from engine import RiskEngine
+from engine.adapters.kafka_producer import KafkaProducer
 from tests.adapters.brokers import Cluster
 from tests.adapters.flink import FLINK, FlinkCluster, connector, home, jar_of, run
 from tests.adapters.nodes import log_of
@@ -154,19 +155,11 @@ def test_each_row_is_as_the_header_says(cluster: FlinkCluster, kafka: Cluster) -
     rows = rows_of(ROWS)
     bad = ["{", "7", '{"user_id": null, "amount": 1, "timestamp": 1}', '{"user_id": "u0", "timestamp": 1}']
     bad += ['{"user_id": "u0", "amount": 1}', f'{{"user_id": "u0", "amount": {10**14}, "timestamp": {START_MS + 10**9}}}']
-    producer = kafka.producer(linger_ms=5)
-    for name, units, time_ms in rows:
-        text = f'{{"user_id": "{name}", "amount": {amount_of(units)}, "timestamp": {time_ms}}}'
-        while True:
-            try:
-                producer.produce(topic, text.encode(), partition=0)
-                break
-            except BufferError:
-                producer.poll(0.05)
-        producer.poll(0)
-    for text in bad:
-        producer.produce(topic, text.encode(), partition=0)
-    assert producer.flush(60) == 0
+    good = [f'{{"user_id": "{name}", "amount": {amount_of(units)}, "timestamp": {time_ms}}}' for name, units, time_ms in rows]
+    producer = KafkaProducer(kafka.bootstrap, {})
+    for text in [*good, *bad]:
+        producer.send(topic, text.encode(), partition=0)
+    producer.flush()
     submit(cluster, script_for(kafka, topic, scores))
     until(lambda: cluster.jobs("FINISHED") or cluster.jobs("FAILED"), 600, "the end of the job")
     assert not cluster.jobs("FAILED"), cluster.why(cluster.jobs("FAILED")[0])
