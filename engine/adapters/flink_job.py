@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import runpy
-import signal
 import sys
 import threading
 import time
@@ -336,14 +335,10 @@ def _end_with_task_manager() -> None:
         return  # the client's own process does the work
     if any(thread.name == _ALIVE for thread in threading.enumerate()):
         return
-    boot = os.getppid()  # a script between the two, or what has taken its place
-    manager = _parent(boot)
 
     def watch() -> None:
-        while os.getppid() == boot and _parent(boot) == manager:
+        while any(_name(pid) == "java" for pid in (os.getppid(), _parent(os.getppid()))):  # there may be a script between the two
             time.sleep(_ALIVE_SECONDS)
-        if os.getppid() == boot:
-            os.kill(boot, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, name=_ALIVE, daemon=True).start()
@@ -354,6 +349,13 @@ def _parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return 0
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 # ---- the job -------------------------------------------------------------------------------------------------------------------------
