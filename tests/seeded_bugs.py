@@ -1771,8 +1771,8 @@ flink-dropped-on-the-edge  hosted.py  what is as old as the retention goes
 - if clock_ns is not None and clock_ns >= (engine
 + if clock_ns is not None and clock_ns > (engine
 
-flink-clock-forgotten  hosted.py  what came too late once is taken after a restore
-@ tests/test_hosted.py::test_a_row_that_came_too_late_is_too_late_again
+flink-clock-forgotten  hosted.py  what jumped too far once is taken after a restore
+@ tests/test_hosted.py::test_a_row_that_jumped_too_far_is_refused_again
 - engine._core.restore(kind, clock_ns, ())
 + engine._core.restore(kind, None, ())
 

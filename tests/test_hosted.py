@@ -140,32 +140,35 @@ def test_only_the_last_retention_is_kept() -> None:
     assert (again.partition.accepted, again.partition.position, again.partition.state) == (1000, 1000, READY)
 
 
-def test_a_row_that_came_too_late_is_too_late_again() -> None:
-    """Though the messages that had moved the clock are no longer kept."""
+def test_a_row_that_jumped_too_far_is_refused_again() -> None:
+    """Though the messages that the clock was of are no longer kept."""
+    plan = Plan(TOPIC, PLAN.beginnings, OPTIONS | {"max_jump": "20s"})
     store, told = Store(), Told()
-    running = hosted(store, told)
-    for offset, rows in enumerate([[("a", 1.0, 100)], [("b", 5.0, 94), ("a", 2.0, 116)]]):
+    running = hosted(store, told, plan)
+    for offset, rows in enumerate([[("a", 1.0, 100)], [("b", 5.0, 130), ("a", 2.0, 118)]]):
         running.take(offset, 100 * SECOND, message(*rows))
         running.apply()
-    assert told.letters == [(1, 0, "late")]
+    assert told.letters == [(1, 0, "jump")]
     assert sorted(store.kept) == [1]
-    again = hosted(store, told)
+    again = hosted(store, told, plan)
     assert again.partition.engine.digest() == running.partition.engine.digest()
     assert "b" not in again.partition.engine
     assert len(told.letters) == 1
 
 
 def test_the_kind_of_ids_outlives_the_messages_that_gave_it() -> None:
+    """Also when the first message that is kept has another."""
     store, told = Store(), Told()
-    running = hosted(store)
-    for offset, time in enumerate((0, 100)):
-        running.take(offset, 100 * SECOND, message(("a", 1.0, time)))
-        running.apply()
-    numbers = encode_arrow(pa.record_batch({"user_id": [7], "amount": [1.0], "timestamp": [101]}))
+    running = hosted(store, told)
+    running.take(0, 100 * SECOND, message(("a", 1.0, 0)))
+    running.apply()
+    running.take(1, 100 * SECOND, encode_arrow(pa.record_batch({"user_id": [7], "amount": [1.0], "timestamp": [100]})))
+    running.take(2, 100 * SECOND, message(("b", 1.0, 100)))
+    running.apply()
+    assert (sorted(store.kept), told.letters) == ([1, 2], [(1, 0, "wrong_kind")])
     again = hosted(store, told)
-    again.take(2, 100 * SECOND, numbers)
-    again.apply()
-    assert [reason for _, _, reason in told.letters] == ["wrong_kind"]
+    assert again.partition.engine.id_kind == "string"
+    assert again.partition.engine.digest() == running.partition.engine.digest()
 
 
 def test_what_waited_is_told_after_a_restore() -> None:
